@@ -1,0 +1,94 @@
+"""forgepar: runs graphs of plain Python functions on many processes, layer by layer.
+
+Names are loaded when they are first used, so that importing the package costs next to nothing and a worker, which
+needs none of them, never loads numpy for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adjacency",
+    "CyclicWorkflow",
+    "DuplicateTaskName",
+    "EmptyWorkflow",
+    "ForeignHandle",
+    "ForgeparError",
+    "LayerRow",
+    "MissingResult",
+    "Options",
+    "RemoteError",
+    "ResultReleased",
+    "RunResult",
+    "Task",
+    "TaskError",
+    "TaskExited",
+    "TaskHandle",
+    "TaskHandles",
+    "TaskRecord",
+    "UnknownTask",
+    "UnpicklableArgument",
+    "UnpicklableCallable",
+    "UnpicklableResult",
+    "WorkerDied",
+    "WorkerStartFailed",
+    "Workflow",
+    "WorkflowError",
+    "WorkflowExecutor",
+    "WorkflowFailed",
+    "critical_path",
+    "find_cycle",
+    "longest_path_layers",
+    "task",
+]
+
+# Where each name is; those that are in none of these are errors.
+_HOME = {
+    "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
+    "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
+    "result": ("LayerRow", "RunResult", "TaskRecord"),
+    "workflow": ("Options", "Task", "TaskHandle", "TaskHandles", "task"),
+}
+
+if TYPE_CHECKING:
+    from forgepar.errors import (
+        CyclicWorkflow,
+        DuplicateTaskName,
+        EmptyWorkflow,
+        ForeignHandle,
+        ForgeparError,
+        MissingResult,
+        RemoteError,
+        ResultReleased,
+        TaskError,
+        TaskExited,
+        UnknownTask,
+        UnpicklableArgument,
+        UnpicklableCallable,
+        UnpicklableResult,
+        WorkerDied,
+        WorkerStartFailed,
+        WorkflowError,
+        WorkflowFailed,
+    )
+    from forgepar.executor import WorkflowExecutor
+    from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
+    from forgepar.result import LayerRow, RunResult, TaskRecord
+    from forgepar.workflow import Options, Task, TaskHandle, TaskHandles, Workflow, task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'forgepar' has no attribute {name!r}")
+    home = next((home for home, names in _HOME.items() if name in names), "errors")
+    value = getattr(importlib.import_module(f"forgepar.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

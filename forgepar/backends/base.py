@@ -1,0 +1,74 @@
+"""What the dispatcher asks of whatever runs batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from forgepar.backends.wire import Batch, Reply
+from forgepar.values.arena import Arena
+
+
+class Joined(NamedTuple):
+    """A slot has a new worker, which knows nothing yet."""
+
+    slot: int
+    pid: int
+
+
+class Lost(NamedTuple):
+    """A slot's worker ended; all it ever sent has been handed out before this.
+
+    Attributes:
+        slot: which.
+        pid: the process that ended.
+        exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
+        position: the mark it was at, as the board had it.
+    """
+
+    slot: int
+    pid: int
+    exit_code: int | None
+    position: int
+
+
+Notice: TypeAlias = Reply | Joined | Lost
+
+
+class Backend(Protocol):
+    """Slots that run batches. It knows no layers, no names and no other run than that of the batch at hand.
+
+    Calls come from one thread. `wait` alone blocks.
+    """
+
+    name: str
+    n_slots: int
+    arena: Arena
+
+    def open(self) -> None:
+        """Start what is not running. Slots report as `Joined` by `wait`, now or later."""
+
+    def joined(self) -> Sequence[Joined]:
+        """Tell the slots that have a worker at this moment."""
+
+    def send(self, slot: int, batch: Batch) -> None:
+        """Hand a batch to a slot that has joined. A slot lost meanwhile says so by `wait`, not here."""
+
+    def wait(self, timeout: float | None) -> list[Notice]:
+        """Return what has happened, after at most ``timeout`` seconds if nothing does (None: however long it takes).
+
+        Raises:
+            WorkerStartFailed: workers end before they join, several times in a row.
+        """
+
+    def position(self, slot: int) -> int:
+        """Return the mark of the task that the slot is at."""
+
+    def limit(self, slot: int, mark: int) -> None:
+        """Forbid the slot to begin the task of this mark and whatever comes behind it."""
+
+    def kill(self, slot: int) -> None:
+        """End the slot's worker at once; the slot is lost, and starts again."""
+
+    def close(self) -> None:
+        """End all workers and remove the arena. May be called twice."""

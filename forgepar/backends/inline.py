@@ -1,0 +1,76 @@
+"""This process as the only worker: for debugging, for runs inside a worker, and as the reference for the others.
+
+It runs the workers' own code on the same messages, so what cannot travel fails here too, and no task sees another's
+objects. Breakpoints, prints and profilers work as in any script.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+
+from forgepar.backends.base import Joined, Notice
+from forgepar.backends.board import LIMIT, POSITION, Board
+from forgepar.backends.wire import Batch
+from forgepar.backends.worker import Worker
+from forgepar.values.arena import Arena
+
+
+class InlineBackend:
+    """One slot, in this process.
+
+    Example:
+        >>> backend = InlineBackend()
+        >>> backend.open()
+        >>> backend.close()
+    """
+
+    name = "inline"
+    n_slots = 1
+
+    def __init__(self) -> None:
+        self._waiting: deque[Batch] = deque()
+        self._is_open = False
+
+    def open(self) -> None:
+        """Make the arena."""
+        if self._is_open:
+            return
+        self.arena = Arena.create()
+        board = Board.create(self.arena.folder / "board", 1)
+        self._words = board.integers(0)
+        self._worker = Worker(0, self.arena, board, interruptible=True)
+        self._is_open = True
+
+    def joined(self) -> Sequence[Joined]:
+        """Tell the one slot."""
+        return [Joined(0, os.getpid())]
+
+    def send(self, slot: int, batch: Batch) -> None:  # noqa: ARG002
+        """Keep a batch for `wait` to run."""
+        self._waiting.append(batch)
+
+    def wait(self, timeout: float | None) -> list[Notice]:  # noqa: ARG002
+        """Run the next batch. Does not return before it is done."""
+        return list(self._worker.run(self._waiting.popleft())) if self._waiting else []
+
+    def position(self, slot: int) -> int:  # noqa: ARG002
+        """Return the mark of the task last run."""
+        mark: int = self._words[POSITION]
+        return mark
+
+    def limit(self, slot: int, mark: int) -> None:  # noqa: ARG002
+        """Forbid the task of this mark and whatever comes behind it."""
+        self._words[LIMIT] = mark
+
+    def kill(self, slot: int) -> None:  # noqa: ARG002
+        """Forget what is waiting: there is no process to end but the caller's own."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Remove the arena."""
+        if self._is_open:
+            self._is_open = False
+            self._waiting.clear()
+            self.arena.remove()

@@ -1,0 +1,320 @@
+"""Local workers: one `ProcessPoolExecutor` of one process a slot, each with a connection of its own.
+
+    ProcessBackend ── slot 0 ── ProcessPoolExecutor(1) ── process running worker.serve
+          │    └───── slot 1 ── ProcessPoolExecutor(1) ── process running worker.serve
+          └ selector: the listening socket, and a connection a worker
+
+The executor starts the process, notices its death and shuts it down; batches go over the connection, which costs a
+fifth of a `submit` and runs no thread in the parent. A death breaks one executor, so one slot.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import types
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+from forgepar.backends.base import Joined, Lost, Notice
+from forgepar.backends.board import LIMIT, POSITION, Board
+from forgepar.backends.wire import Batch, Hello, Reply, pack, unpack
+from forgepar.backends.worker import serve
+from forgepar.errors import WorkerStartFailed
+from forgepar.values.arena import Arena
+
+START_METHODS = ("forkserver", "spawn", "fork")
+_START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
+_START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
+_EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
+
+
+@dataclass
+class _Slot:
+    """One executor, its process and the connection to it; all but the number change when its worker does."""
+
+    number: int
+    executor: ProcessPoolExecutor | None = None
+    job: Future[None] | None = None
+    process: BaseProcess | None = None
+    connection: Connection | None = None
+    words: memoryview = field(default_factory=memoryview(b"").toreadonly)
+    failed_starts: int = 0
+    outstanding: int = 0
+
+    @property
+    def pid(self) -> int:
+        return (self.process and self.process.pid) or 0
+
+
+class ProcessBackend:
+    """Workers on this machine.
+
+    Args:
+        n_slots: how many workers.
+        start_method: "forkserver", "spawn" or "fork"; None takes forkserver where there is one, else spawn.
+
+    Example:
+        >>> backend = ProcessBackend(2)
+        >>> backend.open()
+        >>> backend.close()
+    """
+
+    name = "process"
+
+    def __init__(self, n_slots: int, start_method: str | None = None) -> None:
+        self.n_slots = n_slots
+        available = multiprocessing.get_all_start_methods()
+        self.start_method = start_method or next(m for m in START_METHODS if m in available)
+        if self.start_method not in available:
+            raise ValueError(
+                f"start_method={start_method!r} is not one of {available}, which this system has. Leave it out."
+            )
+        self._owner = os.getpid()
+        self._slots = [_Slot(number) for number in range(n_slots)]
+        self._is_open = False
+
+    def open(self) -> None:
+        """Make the arena and start the workers; does nothing where that is done."""
+        if self._is_open:
+            return
+        self.arena = Arena.create()
+        self._board = Board.create(self.arena.folder / "board", self.n_slots)
+        self._address = str(self.arena.folder / "socket")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self._address)  # in a folder that no other user may enter
+        self._listener.listen(self.n_slots)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._is_open = True
+        _live.add(self)
+        self._context = self._make_context()
+        for slot in self._slots:
+            self._start(slot)
+
+    def joined(self) -> Sequence[Joined]:
+        """Tell the slots that have a worker at this moment."""
+        return [Joined(slot.number, slot.pid) for slot in self._slots if slot.connection is not None]
+
+    def send(self, slot: int, batch: Batch) -> None:
+        """Hand a batch to a slot that has joined."""
+        entry = self._slots[slot]
+        assert entry.connection is not None, f"slot {slot} has no worker"
+        entry.outstanding += 1
+        with suppress(OSError):  # the worker died: its connection is at its end and `wait` will say so
+            entry.connection.send_bytes(pack(batch, self.arena))
+
+    def wait(self, timeout: float | None) -> list[Notice]:
+        """Return what has happened, after at most ``timeout`` seconds if nothing does."""
+        deadline = None if timeout is None else time.perf_counter() + timeout
+        while True:
+            starting = any(slot.connection is None for slot in self._slots)
+            step = None if deadline is None else max(0.0, deadline - time.perf_counter())
+            if starting:
+                step = _START_POLL_SECONDS if step is None else min(step, _START_POLL_SECONDS)
+            notices: list[Notice] = []
+            for key, _ in self._selector.select(step):
+                notice = self._accept() if key.data is None else self._receive(key.data)
+                if notice is not None:
+                    notices.append(notice)
+            if starting:
+                self._check_starts()
+            if notices or (deadline is not None and time.perf_counter() >= deadline):
+                return notices
+
+    def position(self, slot: int) -> int:
+        """Return the mark of the task that the slot is at."""
+        mark: int = self._slots[slot].words[POSITION]
+        return mark
+
+    def limit(self, slot: int, mark: int) -> None:
+        """Forbid the slot to begin the task of this mark and whatever comes behind it."""
+        self._slots[slot].words[LIMIT] = mark
+
+    def kill(self, slot: int) -> None:
+        """End the slot's worker and all its child processes at once."""
+        if pid := self._slots[slot].pid:
+            _kill_tree(pid)
+
+    def close(self) -> None:
+        """End all workers and remove the arena: idle ones exit by themselves, busy ones are killed."""
+        if not self._is_open or os.getpid() != self._owner:
+            return
+        self._is_open = False
+        _live.discard(self)
+        for slot in self._slots:
+            if slot.outstanding:
+                self.kill(slot.number)
+            if slot.connection is not None:
+                slot.connection.close()
+        self._listener.close()
+        self._selector.close()
+        for slot in self._slots:
+            _shut_down(slot)
+            slot.connection = slot.process = slot.executor = slot.job = None
+            slot.outstanding = 0
+        self.arena.remove()
+
+    def _make_context(self) -> BaseContext:
+        context: BaseContext = multiprocessing.get_context(self.start_method)
+        if self.start_method == "forkserver":
+            context.set_forkserver_preload(["cloudpickle", "forgepar.backends.worker"])
+        return context
+
+    def _start(self, slot: _Slot) -> None:
+        """Start a slot's worker; it joins later."""
+        self._board.reset(slot.number)
+        slot.words = self._board.integers(slot.number)
+        slot.connection = slot.process = None
+        slot.outstanding = 0
+        inherited: tuple[int, ...] = ()
+        if self.start_method == "fork":
+            others = [other.connection for other in self._slots if other.connection is not None]
+            inherited = (self._listener.fileno(), *(connection.fileno() for connection in others))
+        threads = max(1, available_cpus() // self.n_slots)
+        slot.executor = ProcessPoolExecutor(1, mp_context=self._context)
+        folder = str(self.arena.folder)
+        with _anonymous_main(), warnings.catch_warnings():
+            # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
+            # the child runs nothing of theirs.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+            slot.job = slot.executor.submit(serve, self._address, slot.number, folder, threads, inherited)
+
+    def _accept(self) -> Joined | None:
+        """Take in a worker that connects; None if it ended before it could say who it is."""
+        accepted, _ = self._listener.accept()
+        connection = Connection(accepted.detach())
+        try:
+            hello = unpack(connection.recv_bytes(), self.arena)
+        except (EOFError, OSError):
+            connection.close()
+            return None
+        assert isinstance(hello, Hello)
+        slot = self._slots[hello.slot]
+        slot.connection = connection
+        slot.failed_starts = 0
+        # With no wait this also reaps ended children, which `multiprocessing` does at any start of a process.
+        slot.process = {p.pid: p for p in multiprocessing.active_children()}.get(hello.pid)
+        self._selector.register(connection, selectors.EVENT_READ, slot)
+        return Joined(slot.number, hello.pid)
+
+    def _receive(self, slot: _Slot) -> Notice | None:
+        assert slot.connection is not None
+        try:
+            reply = unpack(slot.connection.recv_bytes(), self.arena)
+        except (EOFError, OSError):
+            return self._lose(slot)
+        assert isinstance(reply, Reply)
+        slot.outstanding -= reply.ended
+        return reply
+
+    def _lose(self, slot: _Slot) -> Lost:
+        """Clear away a slot's dead worker and start another."""
+        assert slot.connection is not None
+        self._selector.unregister(slot.connection)
+        slot.connection.close()
+        pid, process, position = slot.pid, slot.process, slot.words[POSITION]
+        _shut_down(slot)
+        self._start(slot)
+        return Lost(slot.number, pid, process.exitcode if process else None, position)
+
+    def _check_starts(self) -> None:
+        """Start again what ended before it joined; give up after a few times."""
+        for slot in self._slots:
+            if slot.connection is None and slot.job is not None and slot.job.done():
+                slot.failed_starts += 1
+                reason = slot.job.exception()
+                _shut_down(slot)
+                if slot.failed_starts >= _START_ATTEMPTS:
+                    raise WorkerStartFailed(
+                        f"worker {slot.number} ended {slot.failed_starts} times in a row before it could take work "
+                        f"(start method {self.start_method!r}): {reason!r}. What it printed says why; "
+                        "backend='inline' runs without workers."
+                    ) from reason
+                self._start(slot)
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use: its affinity, and its cgroup's quota rounded up."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        count = os.cpu_count() or 1
+    return max(1, min(count, _quota_cpus()))
+
+
+def _quota_cpus() -> int:
+    """Read the CPU quota of the cgroup, version 2 or 1; a huge number where there is none."""
+    no_quota = 1 << 30
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
+            quota, period = file.read().split()
+        return no_quota if quota == "max" else -(-int(quota) // int(period))
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:  # noqa: PTH123
+            quota = file.read()
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:  # noqa: PTH123
+            period = file.read()
+        return no_quota if int(quota) < 0 else -(-int(quota) // int(period))
+    return no_quota
+
+
+def _shut_down(slot: _Slot) -> None:
+    """Shut a slot's executor down; its process is killed if it takes long."""
+    if slot.executor is None:
+        return
+    last_resort = threading.Timer(_EXIT_SECONDS, _kill_tree, (slot.pid,)) if slot.pid else None
+    if last_resort is not None:
+        last_resort.start()
+    slot.executor.shutdown(wait=True, cancel_futures=True)
+    if last_resort is not None:
+        last_resort.cancel()
+
+
+def _kill_tree(pid: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        children = process.children(recursive=True)
+        for doomed in (process, *children):
+            with suppress(psutil.NoSuchProcess):
+                doomed.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def _anonymous_main() -> Iterator[None]:
+    """Hide the user's script while processes start, so that spawn and forkserver do not run it again."""
+    real = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = real
+
+
+_live: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for backend in list(_live):
+        backend.close()
+
+
+# An executor with a running job blocks interpreter exit in a callback of its own, which `atexit` comes too late for.
+# These callbacks run last in, first out, and `concurrent.futures.process` registered its own when imported above.
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]

@@ -1,0 +1,138 @@
+"""The messages between the parent and a worker, and how they are packed.
+
+    parent --- Batch ---> worker          tasks of one template
+    parent <-- Hello ---- worker          once, on connecting
+    parent <-- Reply ---- worker          every 10 ms of work, and at the end of a batch
+
+No message is longer than MESSAGE_LIMIT: a longer one goes through a segment and the message names it. The socket buffer
+(208 KiB on Linux) then holds the two batches a worker may have waiting, so the parent never blocks in a send, and a
+worker that does is read from in the end: neither can wait for the other.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+from forgepar.values.arena import Arena
+from forgepar.values.codec import Wire
+
+MESSAGE_LIMIT = 32 * 1024  # bytes
+_IN_SEGMENT = b"@"  # never the first byte of a pickle
+
+
+class Template(NamedTuple):
+    """What tasks declared alike share, as a worker needs it.
+
+    Attributes:
+        number: its number in the plan.
+        callable: the callable's number in the plan.
+        layout: fields of the `Layout`.
+        shared: constants that every task of the template gets by keyword.
+    """
+
+    number: int
+    callable: int
+    layout: tuple[tuple[int, ...], tuple[str, ...]]
+    shared: dict[str, Wire]
+
+
+class Batch(NamedTuple):
+    """Tasks of one template and one run for one worker.
+
+    Attributes:
+        id: grows for the life of a slot.
+        run: number of the run; a new one makes the worker forget the callables of the last.
+        template: number of the template.
+        n_tasks: how many tasks.
+        tasks: the first task's number if they are consecutive, else all numbers as int32 bytes.
+        constants: ``n_tasks`` times the template's constants, task by task.
+        values: values of other tasks. A blob is ``(pickle, task)``, to be kept under that task's number, or
+            ``(task,)``, kept from before.
+        references: int32 positions in ``values``, task by task; empty where ``values`` is in that order already.
+        callables: callables that this worker does not have yet, pickled, with their numbers.
+        templates: templates that it does not have yet.
+        drop: tasks whose kept values it may forget, once it has taken in ``values``.
+    """
+
+    id: int
+    run: int
+    template: int
+    n_tasks: int
+    tasks: int | bytes
+    constants: list[Wire]
+    values: list[Wire]
+    references: bytes
+    callables: list[tuple[int, bytes]]
+    templates: list[Template]
+    drop: list[int]
+
+
+class Failure(NamedTuple):
+    """A task's exception.
+
+    Attributes:
+        position: the task's position in its batch.
+        pickled: the exception, or None if it cannot travel.
+        type_name: its class's qualified name.
+        text: what it says.
+        traceback: as Python prints it, the worker's own frames left out.
+    """
+
+    position: int
+    pickled: bytes | None
+    type_name: str
+    text: str
+    traceback: str
+
+
+class Reply(NamedTuple):
+    """Outcomes of consecutive tasks of a batch.
+
+    Attributes:
+        slot: who replies.
+        batch: the batch's id.
+        first: position of the first outcome.
+        values: one a task; None for a failed one.
+        marks: float64 bytes, ``len(values) + 1`` of them: when the first task began, then when each ended
+            (`time.perf_counter` seconds, which all processes of a machine share).
+        failure: the last of the tasks failed so; a failure ends its batch.
+        ended: nothing more comes of this batch; what has no outcome was not begun.
+        cpu_seconds: CPU time of the worker process since its last reply.
+        peak_rss: largest resident memory of the worker process so far, bytes (0 where unknown).
+    """
+
+    slot: int
+    batch: int
+    first: int
+    values: list[Wire]
+    marks: bytes
+    failure: Failure | None
+    ended: bool
+    cpu_seconds: float
+    peak_rss: int
+
+
+class Hello(NamedTuple):
+    """A worker's first message."""
+
+    slot: int
+    pid: int
+
+
+def pack(message: Batch | Reply | Hello, arena: Arena) -> bytes:
+    """Pickle a message, or put it in a segment and name that. Its parts are encoded: plain pickle does."""
+    data = pickle.dumps(message, protocol=5)
+    if len(data) <= MESSAGE_LIMIT:
+        return data
+    return _IN_SEGMENT + pickle.dumps(arena.write([data]), protocol=5)
+
+
+def unpack(data: bytes, arena: Arena) -> Any:
+    """Turn back what `pack` made, and free its segment if it had one."""
+    if not data.startswith(_IN_SEGMENT):
+        return pickle.loads(data)
+    segment = pickle.loads(memoryview(data)[1:])
+    message = pickle.loads(arena.read(segment)[0])
+    arena.free(segment[0])
+    return message

@@ -1,0 +1,344 @@
+"""The only code that runs in workers.
+
+    connection --Batch--> Worker.run --Reply, Reply, ...--> connection
+
+`serve` is the one job that a slot's `ProcessPoolExecutor` ever gets; it ends when the parent closes the connection or
+dies. `Worker.run` knows no connection, so the inline backend runs the same code in the caller's process.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from forgepar.arguments import NESTED, REFERENCE, Layout, fill
+from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
+from forgepar.backends.wire import Batch, Failure, Hello, Reply, pack, unpack
+from forgepar.errors import TaskExited, UnpicklableResult
+from forgepar.values.arena import Arena
+from forgepar.values.codec import FIXED, Wire, decode, encode
+from forgepar.workflow import Task
+
+REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_inside = False
+
+
+def inside_worker() -> bool:
+    """Tell whether this process is a worker: a run in it must not start workers of its own."""
+    return _inside
+
+
+def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[int, ...]) -> None:
+    """Run batches from the parent until it closes the connection.
+
+    Args:
+        address: the parent's socket.
+        slot: which slot this process fills.
+        folder: the arena's folder, which holds the board as well.
+        threads: how many threads numerical libraries may use here.
+        inherited: descriptors of the parent's other connections, copied by a fork.
+    """
+    _settle(threads, inherited)
+    arena = Arena(Path(folder))
+    board = Board(arena.folder / "board")
+    with connection.Client(address, family="AF_UNIX") as parent:
+        worker = Worker(slot, arena, board)
+        try:
+            parent.send_bytes(pack(Hello(slot, os.getpid()), arena))
+            while True:
+                for reply in worker.run(unpack(parent.recv_bytes(), arena)):
+                    parent.send_bytes(pack(reply, arena))
+        except (EOFError, ConnectionError):
+            return  # the parent hung up
+
+
+class _Call(NamedTuple):
+    """A template made ready to run."""
+
+    function: Callable[..., Any]
+    layout: Layout
+    shared: dict[str, Any]
+
+
+class Worker:
+    """Runs batches and keeps what later ones need: callables, templates, small values.
+
+    Args:
+        slot: its number, told in each reply.
+        arena: where large values are.
+        board: where it says what it runs.
+        interruptible: let `KeyboardInterrupt` out instead of taking it as the task's failure.
+    """
+
+    def __init__(self, slot: int, arena: Arena, board: Board, *, interruptible: bool = False) -> None:
+        self._slot = slot
+        self._arena = arena
+        self._words = board.integers(slot)
+        self._times = board.floats(slot)
+        self._interruptible = interruptible
+        self._cpu = time.process_time()
+        self._run = -1
+        self._forget()
+
+    def run(self, batch: Batch) -> Iterator[Reply]:
+        """Run a batch and yield its replies as they fall due.
+
+        Ends early at a failure and at the board's limit; the last reply then has fewer outcomes than the batch tasks.
+        """
+        clock = time.perf_counter
+        words, times = self._words, self._times
+        here = mark(batch.id, 0)
+        words[POSITION] = here  # before anything is unpickled: if that ends the process, the first task is to blame
+        now = clock()
+        marks, values, first = array("d", (now,)), list[Wire](), 0
+        due, last, failure = now + REPLY_SECONDS, here + batch.n_tasks - 1, None
+        try:
+            call, rows = self._prepare(batch)
+        except Exception as error:
+            marks.append(clock())
+            yield self._reply(batch, 0, [None], marks, self._failure(0, error), ended=True)
+            return
+        for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
+            words[POSITION] = here
+            if here >= words[LIMIT]:
+                break
+            times[STARTED] = now
+            try:
+                value = call(*row)
+                if type(value) not in FIXED:
+                    value = self._result(value, batch, first + len(values))
+            except BaseException as error:
+                failure, value = self._failure(first + len(values), error), None
+            values.append(value)
+            now = clock()
+            marks.append(now)
+            if failure is not None:
+                break
+            if now >= due and here < last:
+                yield self._reply(batch, first, values, marks, None, ended=False)
+                first += len(values)
+                now = clock()  # the reply's own time is nobody's work
+                marks, values, due = array("d", (now,)), [], now + REPLY_SECONDS
+        yield self._reply(batch, first, values, marks, failure, ended=True)
+
+    def _prepare(self, batch: Batch) -> tuple[Callable[..., Any], Iterable[tuple[Any, ...]]]:
+        """Take in what the batch brings; return what to call, and its arguments task by task."""
+        if batch.run != self._run:
+            self._forget()
+            self._run = batch.run
+        for number, pickled in batch.callables:
+            loaded = pickle.loads(pickled)
+            self._callables[number] = loaded.fn if isinstance(loaded, Task) else loaded
+        for template in batch.templates:
+            shared = {name: decode(wire, self._arena) for name, wire in template.shared.items()}
+            layout = Layout(*template.layout)
+            self._calls[template.number] = _Call(self._callables[template.callable], layout, shared)
+        call = self._calls[batch.template]
+        values = self._take_in(batch.values)
+        for task in batch.drop:  # only now: the values just taken in may have been the reason
+            self._kept.pop(task, None)
+        references = array("i", batch.references)
+        flat = [values[i] for i in references] if references else values
+        coded = tuple in set(map(type, values)) or tuple in set(map(type, batch.constants))
+        return self._callee(call, coded=coded), _rows(call.layout, batch.n_tasks, flat, batch.constants)
+
+    def _take_in(self, values: list[Wire]) -> list[Wire]:
+        """Keep the values that came to be kept, and look up those that were kept before."""
+        if tuple not in set(map(type, values)):
+            return values
+        taken = []
+        for wire in values:
+            if type(wire) is tuple:
+                if type(wire[0]) is int:
+                    wire = self._kept[wire[0]]
+                elif type(wire[0]) is bytes:
+                    self._kept[wire[1]] = wire
+            taken.append(wire)
+        return taken
+
+    def _callee(self, call: _Call, *, coded: bool) -> Callable[..., Any]:
+        """Return what takes a row of `_rows`: the user's function itself where nothing stands between."""
+        function, layout, shared = call
+        if not coded and not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED:
+            return function
+        arena, kinds, keywords, n_positional = self._arena, layout.kinds, layout.keywords, layout.n_positional
+        nested = max(kinds, default=0) >= NESTED
+
+        def decoded(*row: Any) -> Any:
+            arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
+            if nested:
+                inner = [decode(wire, arena) for wire in row[-1]]
+                arguments = [
+                    fill(part, inner) if kind >= NESTED else part for kind, part in zip(kinds, arguments, strict=True)
+                ]
+            by_name = dict(zip(keywords, arguments[n_positional:], strict=True))
+            return function(*arguments[:n_positional], **by_name, **shared)
+
+        return decoded
+
+    def _result(self, value: Any, batch: Batch, position: int) -> Wire:
+        try:
+            wire = encode(value, self._arena)
+        except Exception as error:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            message = (
+                f"the task returned a {kind} that cannot be pickled ({type(error).__name__}: {error}). "
+                "Return plain data, and open files, connections and locks inside the task that uses them."
+            )
+            raise UnpicklableResult(message) from error
+        if type(wire) is tuple and type(wire[0]) is bytes:
+            self._kept[_task_number(batch, position)] = wire
+        return wire
+
+    def _failure(self, position: int, error: BaseException) -> Failure:
+        if isinstance(error, KeyboardInterrupt) and self._interruptible:
+            raise error
+        if not isinstance(error, Exception):
+            error = _ordinary(error)
+        text = "".join(traceback.format_exception(error.with_traceback(_own_frames_cut(error))))
+        kind = type(error)
+        return Failure(position, _pickled(error), f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text)
+
+    def _reply(
+        self,
+        batch: Batch,
+        first: int,
+        values: list[Wire],
+        marks: array[float],
+        failure: Failure | None,
+        *,
+        ended: bool,
+    ) -> Reply:
+        cpu = time.process_time()
+        spent, self._cpu = cpu - self._cpu, cpu
+        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, _peak_rss())
+
+    def _forget(self) -> None:
+        self._callables: dict[int, Callable[..., Any]] = {}
+        self._calls: dict[int, _Call] = {}
+        self._kept: dict[int, Wire] = {}
+
+
+def _rows(layout: Layout, count: int, values: list[Wire], constants: list[Wire]) -> Iterable[tuple[Any, ...]]:
+    """Yield each task's arguments, still encoded; a template with holes gets the task's values as one column more.
+
+    Columns are slices and `zip` makes the rows, so that nothing runs in Python per argument.
+    """
+    if not layout.kinds:
+        return repeat((), count)
+    n_values, n_constants = layout.n_references, layout.n_constants
+    columns: list[list[Any]] = []
+    at_value = at_constant = 0
+    for kind in layout.kinds:
+        if kind == REFERENCE:
+            columns.append(values[at_value::n_values])
+            at_value += 1
+        else:
+            columns.append(constants[at_constant::n_constants])
+            at_constant += 1
+            at_value += max(kind - NESTED, 0)
+    if max(layout.kinds) >= NESTED:
+        columns.append([values[i * n_values : (i + 1) * n_values] for i in range(count)])
+    return zip(*columns, strict=True)
+
+
+def _task_number(batch: Batch, position: int) -> int:
+    return batch.tasks + position if isinstance(batch.tasks, int) else array("i", batch.tasks)[position]
+
+
+def _ordinary(error: BaseException) -> TaskExited:
+    """Stand in for an exception that is no `Exception` and so belongs in no `ExceptionGroup`."""
+    if isinstance(error, SystemExit):
+        message = f"the task called sys.exit({error.code!r}). Return from it, or raise an exception, instead."
+        code: object = error.code
+    else:
+        message = f"the task raised {type(error).__name__}({_text_of(error)}). Raise an Exception instead."
+        code = _text_of(error)
+    stand_in = TaskExited(message, code=code if type(code) in FIXED else repr(code))
+    return stand_in.with_traceback(error.__traceback__)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """Pickle an exception if it can be unpickled too: many cannot, and the parent must not be the one to find out."""
+    try:
+        data: bytes = cloudpickle.dumps(error, protocol=5)
+        loaded = pickle.loads(data)
+        str(loaded)  # it will be printed
+        return data if type(loaded) is type(error) else None
+    except Exception:
+        return None
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had: its __str__ raises)"
+
+
+def _own_frames_cut(error: BaseException) -> Any:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def _settle(threads: int, inherited: tuple[int, ...]) -> None:
+    """Make this process a worker."""
+    global _inside  # one word for the whole process is what it says
+    _inside = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(threads))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in inherited:
+        os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
+    os.close(nowhere)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="forgepar-watch", daemon=True).start()
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """End this process when the one that started it is gone, even amid a task."""
+    parent = parent_process()
+    if parent is None:
+        return
+    # Under fork a sibling may hold a copy of the pipe behind the sentinel, so the pid is watched as well.
+    while not connection.wait([parent.sentinel], timeout=1.0):
+        if os.getppid() != parent_pid:
+            break
+    os._exit(1)
+
+
+def _peak_rss() -> int:
+    return 0
+
+
+try:
+    import resource
+    import sys
+except ImportError:
+    pass
+else:
+    _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+    def _peak_rss() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT

@@ -1,0 +1,56 @@
+"""How many tasks to send together, from how long they took so far.
+
+A message costs about 0.1 ms however much is in it, so a batch aims at `TARGET_SECONDS` of work. It is one task while
+nothing is known, and never more than an even share of what is ready.
+"""
+
+from __future__ import annotations
+
+import math
+
+TARGET_SECONDS = 0.005  # of work a batch: fifty times what its message costs, and short beside what people wait for
+_WEIGHT = 0.5  # of the newest observation in the moving average
+_GROWTH = 8  # a batch is at most this many times the last one observed: one quick task proves little
+
+
+class Durations:
+    """Moving averages of task durations, one a template.
+
+    Args:
+        n_templates: how many there are.
+
+    Attributes:
+        seconds: the average of each template; nan while nothing is known.
+    """
+
+    def __init__(self, n_templates: int) -> None:
+        self.seconds = [math.nan] * n_templates
+        self._seen = [0] * n_templates
+
+    def observe(self, template: int, seconds: float, n_tasks: int) -> None:
+        """Take in that ``n_tasks`` tasks of a template took ``seconds`` together.
+
+        A rise counts in full at once, a fall by degrees: to hold tasks back behind slow ones costs more than a message.
+        """
+        mean = seconds / n_tasks
+        known = self.seconds[template]
+        if known != known or mean > known:
+            self.seconds[template] = mean
+        else:
+            self.seconds[template] = known + _WEIGHT * (mean - known)
+        if n_tasks > self._seen[template]:
+            self._seen[template] = n_tasks
+
+    def batch_size(self, template: int, n_ready: int, n_slots: int) -> int:
+        """Return how many tasks of a template to send together, at least 1.
+
+        Args:
+            template: which.
+            n_ready: how many tasks are ready, of any template.
+            n_slots: how many slots there are to share them.
+        """
+        seen = self._seen[template]
+        if not seen:
+            return 1
+        wanted = min(int(TARGET_SECONDS / max(self.seconds[template], 1e-9)), seen * _GROWTH)
+        return max(1, min(wanted, -(-n_ready // n_slots)))

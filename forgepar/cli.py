@@ -1,0 +1,159 @@
+"""The command line: ``forgepar run TARGET`` and ``forgepar layers TARGET``.
+
+Exit codes: 0 done, 1 a task failed, 2 bad usage or a bad workflow, 130 interrupted. Results go to standard output, all
+else to standard error; a traceback is printed only of the user's own code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+import forgepar
+from forgepar.backends.process import START_METHODS
+from forgepar.errors import WorkerStartFailed, WorkflowError, WorkflowFailed
+from forgepar.executor import WorkflowExecutor
+from forgepar.result import RunResult
+from forgepar.targets import TargetError, load_workflow
+from forgepar.workflow import Workflow
+
+DONE, TASK_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+_MOST_VALUES = 20  # printed one a line; more are counted
+_MOST_NAMES = 6  # of a layer
+_TARGET_HELP = (
+    "package.module:attr or path/to/file.py:attr; attr is a Workflow or a function returning one (default: workflow)"
+)
+_EXAMPLES = """examples:
+  forgepar run forgepar.examples.census
+  forgepar run forgepar.examples.census -p root=src --workers 4
+  forgepar run pipeline.py:nightly -p day=2024-05-01 --summary
+  forgepar layers pipeline.py:nightly
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        parameters = _parameters(arguments.parameters)
+        workflow = load_workflow(arguments.target, parameters)
+    except TargetError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        print(f"forgepar: {arguments.target} cannot be loaded; it raised:", file=sys.stderr)
+        traceback.print_exc()
+        return BAD_USAGE
+    try:
+        code: int = arguments.command(workflow, arguments)
+    except (WorkflowError, WorkerStartFailed, ValueError) as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        print("forgepar: interrupted; the workers are ended", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Run a workflow; print the values of its leaves."""
+    with WorkflowExecutor(
+        arguments.workers, backend=arguments.backend, start_method=arguments.start_method
+    ) as executor:
+        try:
+            result = executor.run(workflow, schedule=arguments.schedule, fail_fast=not arguments.keep_going)
+        except WorkflowFailed as failure:
+            _print_failure(failure, with_summary=arguments.summary)
+            return TASK_FAILED
+    _print_values(workflow, result)
+    if arguments.summary:
+        print(result.summary(), file=sys.stderr)
+    return DONE
+
+
+def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Print the layers of a workflow."""
+    for number, names in enumerate(workflow.execution_layers()):
+        shown = names if arguments.all else names[:_MOST_NAMES]
+        more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
+        print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "forgepar",
+        description="Run graphs of plain Python functions on many processes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"forgepar {forgepar.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = _command(commands, "run", run, "run a workflow and print the values of its leaves")
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
+    command.add_argument("--backend", choices=("process", "inline"), default="process")
+    command.add_argument("--start-method", choices=START_METHODS)
+    command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
+    command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
+    command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
+    command = _command(commands, "layers", layers, "print which tasks run together")
+    command.add_argument("--all", action="store_true", help="print every name")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: object, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.add_argument("target", metavar="TARGET", help=_TARGET_HELP)
+    command.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="an argument of the function"
+    )
+    command.set_defaults(command=function)
+    return command
+
+
+def _parameters(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise TargetError(f"-p {pair} has no value. Give -p key=value.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _complain(error: Exception) -> int:
+    print(f"forgepar: {error}", file=sys.stderr)
+    return BAD_USAGE
+
+
+def _print_values(workflow: Workflow, result: RunResult) -> None:
+    """Print the leaves' values: a lone text as it is, others by name."""
+    leaves = [workflow.task_name(i) for i in workflow.plan().leaves[:_MOST_VALUES].tolist()]
+    if len(leaves) == 1 and isinstance(result[leaves[0]], str):
+        print(result[leaves[0]])
+        return
+    for name in leaves:
+        print(f"{name} = {result[name]!r}")
+    if (rest := len(workflow.plan().leaves) - len(leaves)) > 0:
+        print(f"... and {rest} more")
+
+
+def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
+    result = failure.result
+    assert isinstance(result, RunResult)
+    for name, error in result.errors.items():
+        print(f"forgepar: task {name!r} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print("  " + note.replace("\n", "\n  "), file=sys.stderr)
+    counts = ", ".join(f"{n} {status}" for status, n in result.status_counts().items())
+    print(f"forgepar: {counts}", file=sys.stderr)
+    if with_summary:
+        print(result.summary(), file=sys.stderr)

@@ -1,0 +1,436 @@
+"""The one loop of a run: what may run becomes batches, batches go to a backend, replies become outcomes.
+
+RunState.take ──> Shipment.batch ──> Backend.send        (fill: breadth first, two batches a slot)
+    ↑                                     │
+completed, failed, put_back  <── Reply, Joined, Lost <── Backend.wait
+
+Dispatcher   the loop, one thread
+Flight       a batch that a slot has, and how far it is known to be
+Durations    how many tasks make a batch
+Ledger       the columns of the result
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.backends.base import Backend, Joined, Lost
+from forgepar.backends.board import NO_LIMIT, mark, unmark
+from forgepar.backends.wire import Failure, Reply
+from forgepar.batching import Durations
+from forgepar.errors import RemoteError, WorkerDied
+from forgepar.events import (
+    Event,
+    Sink,
+    WorkflowCompleted,
+    WorkflowStarted,
+    WorkflowTaskFailed,
+    WorkflowTaskParallelCompleted,
+    WorkflowTaskParallelStarted,
+    WorkflowTaskRetried,
+    WorkflowWorkerDied,
+)
+from forgepar.plan import Plan, Tasks, as_index
+from forgepar.result import Ledger, Outputs
+from forgepar.runstate import (
+    Effect,
+    Halted,
+    LayerCompleted,
+    LayerStarted,
+    Retried,
+    RunPolicy,
+    RunState,
+    Status,
+    TaskFailed,
+)
+from forgepar.shipping import Shipment
+from forgepar.values.codec import Wire, is_segment
+
+IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
+_STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
+_CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch that a slot has.
+
+    Attributes:
+        id: the batch's id.
+        template: the template of its tasks.
+        tasks: their numbers.
+        n_done: how many have an outcome.
+        n_own: how many are still the slot's: those behind were claimed back.
+        since: when the slot was last heard of while this was its first batch, or when it was sent.
+    """
+
+    id: int
+    template: int
+    tasks: Tasks
+    n_done: int = 0
+    n_own: int = field(init=False)
+    since: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.n_own = len(self.tasks)
+
+
+class Dispatcher:
+    """Runs one plan on one backend.
+
+    Args:
+        plan: the workflow.
+        policy: the run's rules.
+        backend: an open backend.
+        shipment: writes the batches.
+        sinks: who gets the events.
+        next_batch: gives ever larger numbers for the life of the backend.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        policy: RunPolicy,
+        backend: Backend,
+        shipment: Shipment,
+        sinks: Sequence[Sink],
+        next_batch: Callable[[], int],
+    ) -> None:
+        self.plan = plan
+        self.state = RunState(plan, policy)
+        self.ledger = Ledger(plan.n_tasks)
+        self.values: list[Wire] = [None] * plan.n_tasks
+        self._policy = policy
+        self._backend = backend
+        self._shipment = shipment
+        self._sinks = sinks
+        self._next_batch = next_batch
+        self._durations = Durations(len(plan.templates))
+        self._flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
+        self._pids = [0] * backend.n_slots
+        self._limits = [NO_LIMIT] * backend.n_slots
+        self._limited_at = 0.0
+        self._deadline: float | None = None
+        self._kept = self._outputs(policy)
+        self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
+        self._has_coded = False
+        self._weighed_at = 0.0
+        self._weigh_seconds = 0.0
+
+    def run(self) -> None:
+        """Run the plan to its end, whatever that is; `state` and `ledger` say which.
+
+        An exception out of here (an interrupt, workers that do not start) leaves slots with work: close the backend.
+        """
+        ledger, plan = self.ledger, self.plan
+        ledger.began = time.perf_counter()
+        ledger.n_slots = self._backend.n_slots
+        self._emit([WorkflowStarted(time.time(), plan.workflow_name, plan.n_tasks, plan.n_layers)])
+        self._apply(self.state.begin())
+        for joined in self._backend.joined():
+            self._pids[joined.slot] = joined.pid
+        while not self.state.finished:
+            self._fill()
+            for notice in self._backend.wait(self._patience()):
+                if type(notice) is Reply:
+                    self._take_reply(notice)
+                elif type(notice) is Joined:
+                    self._pids[notice.slot] = notice.pid
+                else:
+                    assert isinstance(notice, Lost)
+                    self._take_loss(notice)
+            self._rebalance()
+            if self._deadline is not None and time.perf_counter() >= self._deadline:
+                self._end_what_runs()
+        ledger.attempts = self.state.attempts
+        ledger.wall_seconds = time.perf_counter() - ledger.began
+        counts = np.bincount(self.state.status, minlength=len(Status)).tolist()
+        n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
+        self._emit([WorkflowCompleted(time.time(), n_completed == plan.n_tasks, n_completed, n_failed)])
+
+    # Handing out
+
+    def _fill(self) -> None:
+        """Give every slot a batch, then every slot its second."""
+        state, flights = self.state, self._flights
+        head = state.head()
+        if head is None:
+            return
+        if self._policy.schedule == "eager":
+            self._weigh()
+        for depth in range(1, IN_FLIGHT + 1):
+            for slot, has in enumerate(flights):
+                if head is None:
+                    return
+                if len(has) < depth and self._pids[slot] and self._limits[slot] == NO_LIMIT:
+                    self._send(slot, *head)
+                    head = state.head()
+
+    def _send(self, slot: int, template: int, n_ready: int) -> None:
+        size = self._durations.batch_size(template, n_ready, len(self._flights))
+        tasks = self.state.take(size)
+        number = self._next_batch()
+        batch = self._shipment.batch(slot, number, template, tasks, self.values)
+        self._flights[slot].append(Flight(number, template, tasks))
+        self._backend.send(slot, batch)
+
+    def _weigh(self) -> None:
+        """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
+        now = time.perf_counter()
+        if now - self._weighed_at > max(20 * self._weigh_seconds, 0.01):
+            self.state.weigh(self._durations.seconds)
+            self._weighed_at = time.perf_counter()
+            self._weigh_seconds = self._weighed_at - now
+
+    def _patience(self) -> float | None:
+        """Return how long `wait` may block: forever, unless a slot idles while another has tasks it has not begun."""
+        if self._deadline is not None:
+            return max(0.0, self._deadline - time.perf_counter())
+        if self._limited_at:
+            return _CLAIM_SECONDS
+        if any(self._pids[slot] and not has for slot, has in enumerate(self._flights)) and any(
+            self._n_unbegun(has) for has in self._flights
+        ):
+            return _STALL_SECONDS
+        return None
+
+    # Outcomes
+
+    def _take_reply(self, reply: Reply) -> None:
+        slot, values = reply.slot, reply.values
+        flight = self._flights[slot][0]
+        assert flight.id == reply.batch, "replies come in the order of their batches"
+        self.ledger.cpu_seconds += reply.cpu_seconds
+        self.ledger.peak_rss = max(self.ledger.peak_rss, reply.peak_rss)
+        tasks = flight.tasks[reply.first : reply.first + len(values)]
+        if len(tasks):
+            self._note_times(slot, flight.template, tasks, reply.marks)
+            flight.n_done += len(tasks)
+        n_good = len(tasks) - (reply.failure is not None)
+        if n_good:
+            self._complete(slot, tasks[:n_good], values)
+        if reply.ended:
+            self._flights[slot].popleft()
+            if flight.n_done < flight.n_own:
+                self.state.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
+            if self._limits[slot] != NO_LIMIT and not self._flights[slot]:
+                self._lift(slot)
+        if self._flights[slot]:
+            self._flights[slot][0].since = time.perf_counter()
+        if reply.failure is not None:
+            self._fail(int(tasks[-1]), self._error(reply.failure), slot, reply.failure.traceback)
+
+    def _note_times(self, slot: int, template: int, tasks: Tasks, marks: bytes) -> None:
+        ledger, rows = self.ledger, as_index(tasks)
+        times = np.frombuffer(marks)
+        ledger.start[rows] = times[:-1]
+        ledger.duration[rows] = times[1:] - times[:-1]
+        ledger.worker[rows] = slot
+        self._durations.observe(template, float(times[-1] - times[0]), len(tasks))
+
+    def _complete(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
+        if isinstance(tasks, range):
+            self.values[tasks.start : tasks.stop] = values[: len(tasks)]
+        else:
+            for task, value in zip(tasks.tolist(), values, strict=False):
+                self.values[task] = value
+        if tuple in set(map(type, values)):
+            self._has_coded = True
+            for task, value in zip(tasks, values, strict=False):
+                if type(value) is tuple and not is_segment(value):
+                    self._shipment.keep(slot, int(task), value)
+        if self._has_coded:
+            self._release(self._count_takers(tasks))
+        self._apply(self.state.completed(tasks))
+
+    def _fail(self, task: int, error: Exception, slot: int, traceback: str) -> None:
+        plan, attempt = self.plan, self.state.attempts.get(task, 1)
+        error.add_note(
+            f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {slot} "
+            f"(pid {self._pids[slot]})"
+        )
+        if traceback:
+            error.add_note("traceback in the worker:\n" + traceback.rstrip())
+        self.ledger.errors[task] = error
+        self._apply(self.state.failed(task))
+
+    def _error(self, failure: Failure) -> Exception:
+        if failure.pickled is not None:
+            error: Exception = pickle.loads(failure.pickled)
+            return error
+        message = f"{failure.type_name}: {failure.text} (the exception itself cannot be pickled)"
+        return RemoteError(message, type_name=failure.type_name, text=failure.text)
+
+    def _take_loss(self, lost: Lost) -> None:
+        """Blame the task that a dead worker was at; hand out the rest of what it had again."""
+        slot, flights = lost.slot, self._flights[lost.slot]
+        self._flights[slot] = deque()
+        self._shipment.forget(slot)
+        at_batch, at = unmark(lost.position)
+        blamed: int | None = None
+        for flight in flights:
+            first = flight.n_done
+            if flight.id == at_batch and first <= at < flight.n_own:
+                blamed = int(flight.tasks[at])
+                self._put_back(flight, first, at)
+                first = at + 1
+            self._put_back(flight, first, flight.n_own)
+        self._lift(slot)
+        name = None if blamed is None else self.plan.name(blamed)
+        self._emit([WorkflowWorkerDied(time.time(), slot, lost.pid, lost.exit_code, name)])
+        if blamed is not None:
+            self._blame(blamed, lost)
+        self._pids[slot] = 0
+
+    def _put_back(self, flight: Flight, first: int, end: int) -> None:
+        if first < end:
+            self.state.put_back(flight.template, flight.tasks[first:end])
+
+    def _blame(self, task: int, lost: Lost) -> None:
+        if self.state.halted:
+            self.state.cancelled(range(task, task + 1))
+            return
+        self.ledger.worker[task] = lost.slot
+        message = (
+            f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost.exit_code)} while it ran task "
+            f"{self.plan.name(task)!r}. Look for os._exit, a crash in C code or a lack of memory there; "
+            "retries= runs it again."
+        )
+        self._fail(task, WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid), lost.slot, "")
+
+    # Taking back what a slot has not begun
+
+    def _rebalance(self) -> None:
+        """Where a slot is idle and nothing is ready, claim what stalled slots have not begun.
+
+        In two steps, as a worker begins tasks unasked: limit it, and when the limit is surely seen, look where it is.
+        """
+        now = time.perf_counter()
+        if self._limited_at:
+            if now - self._limited_at >= _CLAIM_SECONDS:
+                self._limited_at = 0.0
+                for slot in range(len(self._flights)):
+                    self._claim(slot)
+            return
+        if self.state.halted or self.state.head() is not None or not self._some_slot_idles():
+            return
+        for slot, has in enumerate(self._flights):
+            if self._limits[slot] == NO_LIMIT and self._n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
+                self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
+                self._limited_at = now
+
+    def _some_slot_idles(self) -> bool:
+        return any(self._pids[slot] and not has for slot, has in enumerate(self._flights))
+
+    def _claim(self, slot: int) -> None:
+        """Make ready again what lies behind a slot's limit, if the slot has not passed that."""
+        limit, position = self._limits[slot], self._backend.position(slot)
+        if limit == NO_LIMIT or position >= limit:
+            return
+        batch, place = unmark(limit)
+        for flight in self._flights[slot]:
+            first = max(flight.n_done, place if flight.id == batch else 0)
+            if flight.id >= batch and first < flight.n_own:
+                self._put_back(flight, first, flight.n_own)
+                flight.n_own = first
+
+    def _n_unbegun(self, flights: deque[Flight]) -> int:
+        """Count the tasks that a slot has, less what it has done and the one it is at."""
+        return sum(flight.n_own - flight.n_done for flight in flights) - 1 if flights else 0
+
+    def _limit(self, slot: int, at: int) -> None:
+        self._limits[slot] = at
+        self._backend.limit(slot, at)
+
+    def _lift(self, slot: int) -> None:
+        self._limit(slot, NO_LIMIT)
+
+    # Ending
+
+    def _apply(self, effects: Sequence[Effect]) -> None:
+        if not effects:
+            return
+        events: list[Event] = []
+        now = time.time()
+        for effect in effects:
+            match effect:
+                case LayerStarted(layer, n_tasks):
+                    events.append(WorkflowTaskParallelStarted(now, layer, n_tasks))
+                case LayerCompleted(layer, n_tasks):
+                    events.append(WorkflowTaskParallelCompleted(now, layer, n_tasks))
+                case Retried(task, attempt):
+                    del self.ledger.errors[task]
+                    events.append(WorkflowTaskRetried(now, self.plan.name(task), attempt))
+                case TaskFailed(task, attempt):
+                    error = self.ledger.errors[task]
+                    text = f"{type(error).__name__}: {error}"
+                    events.append(WorkflowTaskFailed(now, self.plan.name(task), attempt, text))
+                case Halted():
+                    self._halt()
+        self._emit(events)
+
+    def _halt(self) -> None:
+        """Let no slot begin another task, and give what runs its grace."""
+        for slot, has in enumerate(self._flights):
+            if has:
+                self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
+        self._limited_at = 0.0
+        self._deadline = time.perf_counter() + self._policy.grace_seconds
+
+    def _end_what_runs(self) -> None:
+        self._deadline = None
+        for slot, has in enumerate(self._flights):
+            if has:
+                self._backend.kill(slot)
+
+    def _outputs(self, policy: RunPolicy) -> NDArray[np.bool_]:
+        kept = np.full(self.plan.n_tasks, policy.outputs == "all")
+        if policy.outputs == "leaves":
+            kept[self.plan.leaves] = True
+        elif policy.outputs != "all":
+            kept[list(policy.outputs)] = True
+        return kept
+
+    def outputs(self) -> Outputs:
+        """Return the values that the result keeps, and free all others."""
+        kept = self._kept & (self.state.status == Status.COMPLETED)
+        outputs = Outputs(self.values, kept, self._backend.arena)
+        if self._has_coded:
+            for value in filter(is_segment, self.values):
+                self._backend.arena.free(value[0])
+        return outputs
+
+    def _count_takers(self, done: Tasks) -> NDArray[np.int32]:
+        """Count off what completed tasks took; return the tasks whose value nobody is still to take, among both."""
+        taken = self._shipment.references(done)
+        np.subtract.at(self._takers, taken, 1)
+        touched = np.unique(np.concatenate([taken, np.asarray(done, np.int32)]))
+        free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._kept[touched]]
+        return free
+
+    def _release(self, tasks: NDArray[np.int32]) -> None:
+        """Free coded values; scalars are not worth the search."""
+        for task in tasks.tolist():
+            value = self.values[task]
+            if type(value) is tuple:
+                self.values[task] = None
+                if is_segment(value):
+                    self._backend.arena.free(value[0])
+
+    def _emit(self, events: Sequence[Event]) -> None:
+        self.ledger.events += events
+        for sink in self._sinks:
+            sink.write(events)
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "ended"
+    return f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited with code {exit_code}"

@@ -1,0 +1,177 @@
+"""Every exception that a user of forgepar can meet.
+
+    ForgeparError
+    ├── WorkflowError (ValueError)      the workflow is wrong; found before anything ran
+    │   ├── EmptyWorkflow
+    │   ├── CyclicWorkflow              .cycle: the task names along it
+    │   ├── DuplicateTaskName           .name
+    │   ├── ForeignHandle               a handle of another workflow
+    │   ├── UnknownTask (KeyError)      no task of that name
+    │   ├── UnpicklableCallable         .task
+    │   └── UnpicklableArgument         .task, .position
+    ├── TaskError                       one task of a run failed by other means than its own exception
+    │   ├── UnpicklableResult           it returned what cannot travel
+    │   ├── RemoteError                 it raised what cannot travel; .type_name, .text
+    │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
+    │   └── WorkerDied                  its process ended under it; .exit_code, .pid
+    ├── WorkerStartFailed               workers end before they serve
+    ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
+    ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
+    └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
+
+A task's own exception is none of these: it reaches the caller as it was raised, inside `WorkflowFailed`.
+Each constructor takes the message first and its data as keywords with defaults, so all of them survive pickling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ForgeparError(Exception):
+    """The root of the tree above."""
+
+
+class WorkflowError(ForgeparError, ValueError):
+    """The workflow cannot be run as it was declared."""
+
+
+class EmptyWorkflow(WorkflowError):
+    """The workflow has no task."""
+
+
+class CyclicWorkflow(WorkflowError):
+    """Tasks wait for each other in a circle.
+
+    Attributes:
+        cycle: names of the tasks along it; the last one is what the first one waits for.
+    """
+
+    def __init__(self, message: str, *, cycle: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.cycle = list(cycle)
+
+
+class DuplicateTaskName(WorkflowError):
+    """Two tasks have the same name."""
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class ForeignHandle(WorkflowError):
+    """A handle was used with a workflow that did not make it."""
+
+
+class UnknownTask(WorkflowError, KeyError):
+    """The workflow has no task of this name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnpicklableCallable(WorkflowError):
+    """A task's callable cannot be sent to a worker."""
+
+    def __init__(self, message: str, *, task: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+
+
+class UnpicklableArgument(WorkflowError):
+    """A task's argument cannot be sent to a worker.
+
+    Attributes:
+        task: the task's name.
+        position: where the argument stands, as ``args[1]`` or ``kwargs['how']``.
+    """
+
+    def __init__(self, message: str, *, task: str = "", position: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+        self.position = position
+
+
+class TaskError(ForgeparError):
+    """One task of a run failed, not by an exception of its own."""
+
+
+class UnpicklableResult(TaskError):
+    """A task returned a value that cannot be sent back."""
+
+
+class RemoteError(TaskError):
+    """Stands for an exception that could not travel from its worker.
+
+    Attributes:
+        type_name: qualified name of the exception's class.
+        text: what the exception said.
+    """
+
+    def __init__(self, message: str, *, type_name: str = "", text: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.text = text
+
+
+class TaskExited(TaskError):
+    """A task tried to end its process by ``sys.exit`` or raised a `BaseException` of another kind.
+
+    Attributes:
+        code: what ``sys.exit`` was given, or the exception's text.
+    """
+
+    def __init__(self, message: str, *, code: object = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class WorkerDied(TaskError):
+    """The worker process ended while it ran a task.
+
+    Attributes:
+        exit_code: as `multiprocessing.Process.exitcode` has it (negative: the signal), None if unknown.
+        pid: the process that ended.
+    """
+
+    def __init__(self, message: str, *, exit_code: int | None = None, pid: int = 0) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.pid = pid
+
+
+class WorkerStartFailed(ForgeparError):
+    """Worker processes end before they can take work."""
+
+
+class ResultReleased(ForgeparError, KeyError):
+    """The value of this task was freed when its last consumer was done."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingResult(ForgeparError, KeyError):
+    """The task has no value, as it did not complete."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WorkflowFailed(ForgeparError, ExceptionGroup[Exception]):
+    """A run in which at least one task failed.
+
+    ``exceptions`` holds what the tasks raised, each with a note that names its task.
+
+    Attributes:
+        result: the `RunResult` with all that was done before the run ended.
+    """
+
+    result: object
+
+    def derive(self, excs: Sequence[Exception], /) -> WorkflowFailed:  # type: ignore[override]  # made of Exceptions only
+        """Split for ``except*``, keeping the result."""
+        part = WorkflowFailed(self.message, excs)
+        part.result = getattr(self, "result", None)
+        return part

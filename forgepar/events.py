@@ -1,0 +1,90 @@
+"""What happens in a run, as frozen events, and the protocol of those who listen.
+
+The names are those that users of the original engine know. A sink gets events in the order in which they happened, in
+batches, between the dispatcher's other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        at: when, in seconds since the epoch (UTC).
+    """
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowStarted(Event):
+    """A run began."""
+
+    workflow: str
+    task_count: int
+    layer_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskParallelStarted(Event):
+    """The tasks of a layer may run."""
+
+    layer_index: int
+    task_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskParallelCompleted(Event):
+    """Every task of a layer is settled."""
+
+    layer_index: int
+    task_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskRetried(Event):
+    """A task failed and is tried again."""
+
+    task: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskFailed(Event):
+    """A task failed for good."""
+
+    task: str
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowWorkerDied(Event):
+    """A worker process ended in the course of the run."""
+
+    worker: int
+    pid: int
+    exit_code: int | None
+    task: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowCompleted(Event):
+    """A run ended, with all tasks completed (``succeeded``) or not."""
+
+    succeeded: bool
+    completed: int
+    failed: int
+
+
+class Sink(Protocol):
+    """Whoever listens to a run."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Take in events. An exception is raised to the caller of the run."""

@@ -1,0 +1,1 @@
+"""Small real programs, each importable and runnable from the command line."""

@@ -1,0 +1,177 @@
+"""`WorkflowExecutor`: wires a backend and sinks to runs, and keeps the workers warm between them."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from forgepar.backends.base import Backend
+from forgepar.backends.inline import InlineBackend
+from forgepar.backends.process import ProcessBackend, available_cpus
+from forgepar.backends.worker import inside_worker
+from forgepar.dispatch import Dispatcher
+from forgepar.errors import WorkflowFailed
+from forgepar.plan import Plan
+from forgepar.result import RunResult
+from forgepar.runstate import RunPolicy
+from forgepar.shipping import Cargo, Shipment
+from forgepar.workflow import Engine, TaskHandle, TaskHandles, Workflow
+
+
+class WorkflowExecutor:
+    """Owns workers and runs workflows on them, one at a time.
+
+    Workers start at the first run and stay until `close`, so that later runs find them warm. In a worker (a task that
+    runs a workflow) every executor works inline: workers do not start workers.
+
+    Args:
+        workers: how many worker processes; None: one for each CPU this process may use.
+        backend: "process" or "inline" (in this process, one task after the other, for debugging).
+        start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
+
+    Raises:
+        ValueError: an argument that cannot be.
+
+    Example:
+        >>> from forgepar import Workflow
+        >>> wf = Workflow()
+        >>> doubled = wf.map(divmod, [7, 9], [2, 2])
+        >>> with WorkflowExecutor(backend="inline") as executor:
+        ...     executor.run(wf)[doubled]
+        [(3, 1), (4, 1)]
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        backend: Literal["process", "inline"] = "process",
+        start_method: str | None = None,
+    ) -> None:
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
+        if backend not in ("process", "inline"):
+            raise ValueError(f"backend={backend!r} is not known. Give 'process' or 'inline'.")
+        self._backend: Backend
+        if backend == "inline" or inside_worker():
+            self._backend = InlineBackend()
+        else:
+            self._backend = ProcessBackend(workers or available_cpus(), start_method)
+        self._runs = itertools.count()
+        self._batches = itertools.count(1)
+        self._lock = threading.Lock()
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return self._backend.n_slots
+
+    def run(
+        self,
+        workflow: Workflow,
+        *,
+        outputs: Literal["leaves", "all"] | TaskHandle | TaskHandles | Iterable[Any] = "leaves",
+        schedule: Literal["layers", "eager"] = "layers",
+        fail_fast: bool = True,
+    ) -> RunResult:
+        """Run a workflow and wait for it.
+
+        Args:
+            workflow: what to run. It is not changed, and may be run again.
+            outputs: whose values the result keeps: "leaves" (tasks whose value no other takes), "all", or handles and
+                names. Other values are freed as soon as nobody is to take them.
+            schedule: "layers": all of a layer is done before the next starts. "eager": a task starts as soon as
+                what it waits for is done.
+            fail_fast: end at the first failure: no task starts after it, running ones get a second. Otherwise all
+                that does not depend on a failed task runs first.
+
+        Returns:
+            Values and records.
+
+        Raises:
+            WorkflowError: the workflow cannot be run as it is (empty, cyclic, something that cannot be pickled);
+                nothing was started.
+            WorkflowFailed: a task failed; ``.exceptions`` are the tasks' own, ``.result`` has what was done.
+            WorkerStartFailed: worker processes end before they take work.
+            KeyboardInterrupt: the workers are killed; the next run starts new ones.
+        """
+        if schedule not in ("layers", "eager"):
+            raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
+        workflow.check_runnable()
+        plan: Plan = workflow.plan()
+        plan.layers  # noqa: B018  (raises CyclicWorkflow)
+        policy = RunPolicy(_output_tasks(workflow, outputs), schedule, fail_fast)
+        cargo = Cargo(plan)
+        with self._lock:
+            return self._run(plan, policy, cargo)
+
+    def close(self) -> None:
+        """End the workers. The next run would start new ones."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, plan: Plan, policy: RunPolicy, cargo: Cargo) -> RunResult:
+        backend = self._backend
+        backend.open()
+        shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots)
+        dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__)
+        try:
+            dispatcher.run()
+            outputs = dispatcher.outputs()
+        except BaseException:
+            backend.close()  # slots may have work that nobody waits for any more
+            raise
+        shipment.close()
+        result = RunResult(plan, dispatcher.state.status, dispatcher.ledger, outputs)
+        if not result.ok:
+            raise _failure(plan, result)
+        return result
+
+
+def _output_tasks(workflow: Workflow, outputs: Any) -> Literal["leaves", "all"] | tuple[int, ...]:
+    if isinstance(outputs, str) and outputs in ("leaves", "all"):
+        return "leaves" if outputs == "leaves" else "all"
+    return tuple(_named_tasks(workflow, outputs))
+
+
+def _named_tasks(workflow: Workflow, outputs: Any) -> Iterable[int]:
+    if isinstance(outputs, (str, TaskHandle)):
+        return (workflow.index_of(outputs),)
+    if isinstance(outputs, TaskHandles):
+        workflow.refuse_foreign([outputs])
+        return outputs.indices
+    return (index for part in outputs for index in _named_tasks(workflow, part))
+
+
+def _failure(plan: Plan, result: RunResult) -> WorkflowFailed:
+    told = [f"{name!r} ({type(error).__name__}: {error})" for name, error in list(result.errors.items())[:3]]
+    if len(result.errors) > len(told):
+        told.append(f"and {len(result.errors) - len(told)} more")
+    message = (
+        f"{len(result.errors)} of {plan.n_tasks} tasks of workflow {plan.workflow_name!r} failed: {', '.join(told)}; "
+        ".result has what was done"
+    )
+    failure = WorkflowFailed(message, list(result.errors.values()))
+    failure.result = result
+    return failure
+
+
+def _run_alone(workflow: Workflow, rules: dict[str, Any]) -> RunResult:
+    """Run a workflow with an executor of its own; ``rules`` are the arguments of both."""
+    mine = [name for name in inspect.signature(WorkflowExecutor).parameters if name in rules]
+    with WorkflowExecutor(**{name: rules.pop(name) for name in mine}) as executor:
+        return executor.run(workflow, **rules)
+
+
+Engine.run = _run_alone

@@ -1,0 +1,215 @@
+"""The frozen workflow: columns that never change, from which everything later reads.
+
+Tasks are numbers. A run goes through `Plan.order`, which sorts them by layer, then template, then number, so that a
+layer is a slice and a batch (tasks of one template) a slice of that; `Plan.group_end` says where each template's ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask
+from forgepar.graph import Adjacency, CycleFound, longest_path_layers
+from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
+
+IntArray: TypeAlias = NDArray[np.int32]
+# Tasks by number: consecutive ones as a range, which a numpy or list slice can take.
+Tasks: TypeAlias = range | IntArray
+
+
+class Plan:
+    """A workflow frozen as columns.
+
+    Args:
+        workflow: what to freeze. Tasks added to it later are not in this plan.
+
+    Attributes:
+        n_tasks: how many.
+        template_of: int32, a template a task.
+        specs: callables with their options.
+        templates: what tasks declared alike share.
+        constants: all constants, task by task; a task's begin at ``constant_start[task]``.
+        references: int32, all tasks whose values are taken, task by task, from ``reference_start[task]`` on.
+
+    Raises:
+        CyclicWorkflow: on the first look at its layers.
+    """
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.workflow_name = workflow.name
+        self.n_tasks = len(workflow)
+        self.specs: Sequence[Spec] = tuple(workflow.specs)
+        self.templates: Sequence[TemplateRow] = tuple(workflow.templates)
+        self.template_of: IntArray = np.array(workflow.template_of, np.int32)
+        self.references: IntArray = np.array(workflow.references, np.int32)
+        self.constants = workflow.constants  # only ever appended to, so shared
+        n_references = np.array([t.layout.n_references for t in self.templates] or [0], np.int64)
+        n_constants = np.array([t.layout.n_constants for t in self.templates] or [0], np.int64)
+        self.reference_start = _starts(n_references[self.template_of])
+        self.constant_start = _starts(n_constants[self.template_of])
+        self._before = np.array(workflow.before, np.int32)
+        self._after = np.array(workflow.after, np.int32)
+        self._ordinals: IntArray = np.array(workflow.ordinal_of, np.int32)
+        self._explicit = dict(workflow.explicit_names)
+
+    @cached_property
+    def graph(self) -> Adjacency:
+        """The edges, from a task to those that wait for it."""
+        takers = np.repeat(np.arange(self.n_tasks, dtype=np.int32), np.diff(self.reference_start))
+        sources = np.concatenate([self.references, self._before])
+        return Adjacency.from_edges(self.n_tasks, sources, np.concatenate([takers, self._after]))
+
+    @cached_property
+    def layers(self) -> IntArray:
+        """The layer of each task: the longest path to it from a task that waits for nothing."""
+        try:
+            layers: IntArray = longest_path_layers(self.graph)
+        except CycleFound as found:
+            names = [self.name(i) for i in found.cycle]
+            path = " -> ".join([*names, names[0]])
+            raise CyclicWorkflow(
+                f"tasks of workflow {self.workflow_name!r} wait for each other in a circle: {path}. "
+                "Take out one of these dependencies.",
+                cycle=names,
+            ) from None
+        return layers
+
+    @cached_property
+    def n_layers(self) -> int:
+        """How many layers there are."""
+        return len(self.layer_start) - 1
+
+    @cached_property
+    def order(self) -> IntArray:
+        """All tasks by layer, template and number."""
+        key = self.layers.astype(np.int64) * len(self.templates) + self.template_of
+        return np.argsort(key, kind="stable").astype(np.int32)
+
+    @cached_property
+    def layer_start(self) -> list[int]:
+        """Where in `order` each layer begins, and its end after that."""
+        counts = np.bincount(self.layers) if self.n_tasks else np.zeros(0, np.int64)
+        return [0, *np.cumsum(counts).tolist()]
+
+    @cached_property
+    def group_end(self) -> IntArray:
+        """For each place in `order`, where the tasks of the same layer and template end."""
+        layers, templates = self.layers[self.order], self.template_of[self.order]
+        changes = np.flatnonzero((np.diff(layers) != 0) | (np.diff(templates) != 0)) + 1
+        ends = np.append(changes, self.n_tasks)
+        return np.repeat(ends, np.diff(ends, prepend=0)).astype(np.int32)
+
+    @cached_property
+    def last_use(self) -> IntArray:
+        """The last layer in which a task's value is taken; -1 where nobody takes it."""
+        takers = np.repeat(self.layers, np.diff(self.reference_start))
+        last = np.full(self.n_tasks, -1, np.int32)
+        np.maximum.at(last, self.references, takers)
+        return last
+
+    @cached_property
+    def leaves(self) -> IntArray:
+        """The tasks whose value no other task takes."""
+        taken = np.bincount(self.references, minlength=self.n_tasks)
+        return np.flatnonzero(taken == 0).astype(np.int32)
+
+    def retries(self, task: int) -> int:
+        """How many more times the task is tried after it raised."""
+        return self.spec(task).options.retries
+
+    def spec(self, task: int) -> Spec:
+        """Return the callable and options of a task."""
+        return self.specs[self.templates[int(self.template_of[task])].spec]
+
+    def name(self, task: int) -> str:
+        """Return a task's name."""
+        if name := self._explicit.get(task):
+            return name
+        ordinal = int(self._ordinals[task])
+        return self.spec(task).base if ordinal < 0 else f"{self.spec(task).base}-{ordinal}"
+
+    def find(self, name: str) -> int:
+        """Return the number of the task of this name.
+
+        Raises:
+            UnknownTask: there is none.
+        """
+        if name in self._explicit_index:
+            return self._explicit_index[name]
+        found = self._find_derived(name)
+        if found is None:
+            raise UnknownTask(
+                f"workflow {self.workflow_name!r} has no task named {name!r}. "
+                "Workflow.execution_layers() lists the names."
+            )
+        return found
+
+    def check_names(self) -> None:
+        """Raise `DuplicateTaskName` where a name that was given is also one that was derived."""
+        for task, name in self._explicit.items():
+            other = self._find_derived(name)
+            if other is not None and other != task:
+                raise DuplicateTaskName(
+                    f"task {name!r} has the name that another task derives from its callable. "
+                    "Give one of them another name=.",
+                    name=name,
+                )
+
+    def tasks_by_layer(self) -> list[list[int]]:
+        """Return the tasks of each layer, in the order of their declaration."""
+        starts = self.layer_start
+        return [np.sort(self.order[a:b]).tolist() for a, b in pairwise(starts)]
+
+    @cached_property
+    def _explicit_index(self) -> dict[str, int]:
+        return {name: task for task, name in self._explicit.items()}
+
+    @cached_property
+    def _by_base(self) -> dict[str, IntArray]:
+        """For each base name its tasks, in the order of their ordinals."""
+        bases = [self.specs[template.spec].base for template in self.templates]
+        numbers = {base: i for i, base in enumerate(dict.fromkeys(bases))}
+        base_of = np.array([numbers[base] for base in bases] or [0], np.int32)[self.template_of]
+        tasks = np.argsort(base_of, kind="stable").astype(np.int32)
+        ends = np.cumsum(np.bincount(base_of, minlength=len(numbers)))[:-1]
+        return dict(zip(numbers, np.split(tasks, ends), strict=True))
+
+    def _find_derived(self, name: str) -> int | None:
+        base, dash, digits = name.rpartition("-")
+        places = [(name, -1)]
+        if dash and digits.isdecimal() and digits == str(int(digits)):
+            places.append((base, int(digits)))
+        for base, ordinal in places:
+            tasks = self._by_base.get(base)
+            place = max(ordinal, 0)
+            if tasks is not None and place < len(tasks):
+                task = int(tasks[place])
+                if self._ordinals[task] == ordinal and task not in self._explicit:
+                    return task
+        return None
+
+
+def as_tasks(numbers: IntArray) -> Tasks:
+    """Return ascending task numbers as a range where they are consecutive."""
+    first, n = int(numbers[0]), len(numbers)
+    return range(first, first + n) if int(numbers[-1]) - first + 1 == n else numbers
+
+
+def as_index(tasks: Tasks) -> slice | IntArray:
+    """Return what picks the rows of these tasks out of a numpy column."""
+    return slice(tasks.start, tasks.stop) if isinstance(tasks, range) else tasks
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+Engine.freeze = Plan

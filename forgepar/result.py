@@ -1,0 +1,284 @@
+"""What a run leaves: values, and a record of every task."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.errors import MissingResult, ResultReleased
+from forgepar.events import Event
+from forgepar.plan import Plan
+from forgepar.runstate import Status
+from forgepar.values.arena import Arena
+from forgepar.values.codec import Wire, is_segment
+from forgepar.workflow import TaskHandle, TaskHandles
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """What happened to one task.
+
+    Attributes:
+        name: the task's name.
+        layer: its layer.
+        status: "completed", "failed", "skipped" or "cancelled".
+        start: when its last attempt began, seconds since the run did; nan if it never ran.
+        duration: how long that took on the worker, seconds; nan if it never ran.
+        worker: the slot it ran on, -1 if it never ran.
+        attempt: which attempt the record is about, from 1; 0 if it never ran.
+        error: what it failed with, None if it did not.
+    """
+
+    name: str
+    layer: int
+    status: str
+    start: float
+    duration: float
+    worker: int
+    attempt: int
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One layer of a run.
+
+    Attributes:
+        layer: which.
+        n_tasks: how many tasks ran in it.
+        wall_seconds: from the start of its first task to the end of its last.
+        longest_seconds: duration of its longest task.
+        longest_task: that task's name.
+        work_seconds: sum of its tasks' durations.
+    """
+
+    layer: int
+    n_tasks: int
+    wall_seconds: float
+    longest_seconds: float
+    longest_task: str
+    work_seconds: float
+
+
+class Ledger:
+    """The columns of a run, filled while it goes; a row a task.
+
+    Attributes:
+        start: float64, `time.perf_counter` seconds; nan until it ran.
+        duration: float64, seconds; nan until it ran.
+        worker: int16, -1 until it ran.
+    """
+
+    def __init__(self, n_tasks: int) -> None:
+        self.start = np.full(n_tasks, np.nan)
+        self.duration = np.full(n_tasks, np.nan)
+        self.worker = np.full(n_tasks, -1, np.int16)
+        self.attempts: dict[int, int] = {}
+        self.errors: dict[int, Exception] = {}
+        self.events: list[Event] = []
+        self.began = 0.0
+        self.wall_seconds = 0.0
+        self.n_slots = 0
+        self.cpu_seconds = 0.0
+        self.peak_rss = 0
+
+
+class Outputs:
+    """The values that a result keeps, as they travelled; each is decoded when it is first asked for.
+
+    Args:
+        values: every task's value, as it travels.
+        kept: bool, which of them to keep.
+        arena: where the large ones are; they are mapped here, so that they outlive it.
+    """
+
+    def __init__(self, values: list[Wire], kept: NDArray[np.bool_], arena: Arena) -> None:
+        self._kept = kept
+        self._decoded: dict[int, Any] = {}
+        self._mapped = {
+            task: arena.read(values[task]) for task in np.flatnonzero(kept).tolist() if is_segment(values[task])
+        }
+        all_kept = bool(kept.all())
+        self._values = values if all_kept else [v if k else None for v, k in zip(values, kept.tolist(), strict=True)]
+
+    def __contains__(self, task: int) -> bool:
+        return bool(self._kept[task])
+
+    def __getitem__(self, task: int) -> Any:
+        value = self._values[task]
+        if type(value) is not tuple:
+            return value
+        if task not in self._decoded:
+            stream, *buffers = self._mapped.pop(task, None) or [value[0]]
+            self._decoded[task] = pickle.loads(stream, buffers=buffers)
+        return self._decoded[task]
+
+
+class RunResult:
+    """Values and records of one run.
+
+    Values are looked up by handle or name; a list of handles, or what `Workflow.map` returned, gives a list. Only
+    outputs are there: by default the values that no other task took.
+
+    Attributes:
+        events: what happened, in order.
+        errors: the exception of each failed task, by name.
+        wall_seconds: how long the run took.
+        cpu_seconds: CPU time that workers spent in it.
+        peak_rss: largest resident memory of a worker so far, bytes.
+
+    Example:
+        >>> from forgepar import Workflow
+        >>> wf = Workflow()
+        >>> total = wf.add(sum, wf.map(abs, [-1, 2]))
+        >>> result = wf.run(backend="inline")
+        >>> result[total], result["sum"], result.ok
+        (3, 3, True)
+    """
+
+    def __init__(self, plan: Plan, status: NDArray[np.int8], ledger: Ledger, values: Outputs) -> None:
+        self._plan = plan
+        self._status = status
+        self._ledger = ledger
+        self._values = values
+        self.events = tuple(ledger.events)
+        self.errors = {plan.name(task): error for task, error in ledger.errors.items()}
+        self.wall_seconds = ledger.wall_seconds
+        self.cpu_seconds = ledger.cpu_seconds
+        self.peak_rss = ledger.peak_rss
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task completed."""
+        return bool((self._status == Status.COMPLETED).all())
+
+    @property
+    def records(self) -> Sequence[TaskRecord]:
+        """A `TaskRecord` a task, in the order of declaration, each made when it is looked at."""
+        return _Records(self)
+
+    @overload
+    def __getitem__(self, key: TaskHandle | str) -> Any: ...
+    @overload
+    def __getitem__(self, key: list[Any] | TaskHandles) -> list[Any]: ...
+    def __getitem__(self, key: TaskHandle | str | list[Any] | TaskHandles) -> Any:
+        """Return a task's value.
+
+        Raises:
+            MissingResult: the task did not complete.
+            ResultReleased: it did, but its value was no output of the run.
+            UnknownTask: no task of that name.
+        """
+        if isinstance(key, TaskHandles):
+            return [self._value(index) for index in key.indices]
+        if isinstance(key, list):
+            return [self[part] for part in key]
+        return self._value(self._index(key))
+
+    def record(self, key: TaskHandle | str) -> TaskRecord:
+        """Return the record of one task."""
+        return self._record(self._index(key))
+
+    def status_counts(self) -> dict[str, int]:
+        """Count the tasks of each status that occurs."""
+        counts = np.bincount(self._status, minlength=len(Status)).tolist()
+        return {status.name.lower(): n for status, n in zip(Status, counts, strict=True) if n}
+
+    def layer_table(self) -> list[LayerRow]:
+        """Return a row a layer in which a task ran: its wall time beside its longest task."""
+        return [row for row in map(self._layer_row, range(self._plan.n_layers)) if row is not None]
+
+    def summary(self) -> str:
+        """Describe the run in a few lines: counts, times, each layer's wall beside its longest task, failures."""
+        counts = ", ".join(f"{n} {status}" for status, n in self.status_counts().items())
+        times = f"{_seconds(self.wall_seconds)} on {self._ledger.n_slots} workers, {_seconds(self.cpu_seconds)} of CPU"
+        lines = [
+            f"workflow {self._plan.workflow_name!r}: {counts}; {times}",
+            f"{'layer':>5} {'tasks':>8} {'wall':>10} {'longest':>10} {'work':>10}  longest task",
+        ]
+        lines += [
+            f"{row.layer:>5} {row.n_tasks:>8} {_seconds(row.wall_seconds):>10} {_seconds(row.longest_seconds):>10} "
+            f"{_seconds(row.work_seconds):>10}  {row.longest_task}"
+            for row in self.layer_table()
+        ]
+        lines += [f"failed: {name}: {type(error).__name__}: {error}" for name, error in self.errors.items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {status}" for status, n in self.status_counts().items())
+        return f"<RunResult of {self._plan.workflow_name!r}: {counts}>"
+
+    def _index(self, key: TaskHandle | str) -> int:
+        return key.index if isinstance(key, TaskHandle) else self._plan.find(key)
+
+    def _value(self, index: int) -> Any:
+        if index in self._values:
+            return self._values[index]
+        name, status = self._plan.name(index), Status(int(self._status[index]))
+        if status == Status.COMPLETED:
+            raise ResultReleased(
+                f"the value of task {name!r} was released after its last consumer was done. "
+                f"Keep it with run(outputs=[{name!r}]) or run(outputs='all')."
+            )
+        cause = self._ledger.errors.get(index)
+        why = f" with {type(cause).__name__}: {cause}" if cause else ""
+        raise MissingResult(f"task {name!r} has no value: it is {status.name.lower()}{why}.")
+
+    def _record(self, index: int) -> TaskRecord:
+        ledger, ran = self._ledger, bool(self._ledger.worker[index] >= 0)
+        return TaskRecord(
+            self._plan.name(index),
+            int(self._plan.layers[index]),
+            Status(int(self._status[index])).name.lower(),
+            float(ledger.start[index] - ledger.began),
+            float(ledger.duration[index]),
+            int(ledger.worker[index]),
+            ledger.attempts.get(index, 1) if ran else 0,
+            ledger.errors.get(index),
+        )
+
+    def _layer_row(self, layer: int) -> LayerRow | None:
+        plan, ledger = self._plan, self._ledger
+        tasks = plan.order[plan.layer_start[layer] : plan.layer_start[layer + 1]]
+        tasks = tasks[~np.isnan(ledger.duration[tasks])]
+        if not len(tasks):
+            return None
+        start, duration = ledger.start[tasks], ledger.duration[tasks]
+        longest = int(np.argmax(duration))
+        return LayerRow(
+            layer,
+            len(tasks),
+            float((start + duration).max() - start.min()),
+            float(duration[longest]),
+            plan.name(int(tasks[longest])),
+            float(duration.sum()),
+        )
+
+
+class _Records(Sequence[TaskRecord]):
+    def __init__(self, result: RunResult) -> None:
+        self._result = result
+
+    def __len__(self) -> int:
+        return self._result._plan.n_tasks
+
+    @overload
+    def __getitem__(self, index: int) -> TaskRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TaskRecord]: ...
+    def __getitem__(self, index: int | slice) -> TaskRecord | list[TaskRecord]:
+        if isinstance(index, slice):
+            return [self._result._record(i) for i in range(len(self))[index]]
+        return self._result._record(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[TaskRecord]:
+        return map(self._result._record, range(len(self)))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"

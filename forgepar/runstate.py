@@ -1,0 +1,378 @@
+"""The pure machine of a run: outcomes in, tasks to launch and effects out; no clock, no process, no I/O.
+
+    take() ──> tasks handed out ──> completed(tasks) | failed(task) | put_back(tasks) ──> effects
+
+What is ready is decided by an order: `Layered` (all of a layer is settled before the next begins) or `Eager` (a task is
+ready as soon as what it waits for is done, the one with the most work behind it first). All else is the same for both.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.graph import longest_remaining
+from forgepar.plan import IntArray, Plan, Tasks, as_index, as_tasks
+
+
+class Status(enum.IntEnum):
+    """Where a task stands."""
+
+    PENDING = 0
+    RUNNING = 1
+    COMPLETED = 2
+    FAILED = 3
+    SKIPPED = 4  # something it waits for failed
+    CANCELLED = 5  # the run ended before it did
+
+
+@dataclass(frozen=True, slots=True)
+class RunPolicy:
+    """The rules of one run.
+
+    Attributes:
+        outputs: "leaves" (tasks whose value no other takes), "all", or the numbers of the tasks to keep.
+        schedule: "layers" or "eager".
+        fail_fast: end the run at the first failure, instead of running all that does not depend on it.
+        grace_seconds: how long running tasks may go on after a failure ended the run.
+    """
+
+    outputs: Literal["leaves", "all"] | tuple[int, ...] = "leaves"
+    schedule: Literal["layers", "eager"] = "layers"
+    fail_fast: bool = True
+    grace_seconds: float = 1.0
+
+
+class LayerStarted(NamedTuple):
+    """Effect: the tasks of a layer may run now."""
+
+    layer: int
+    n_tasks: int
+
+
+class LayerCompleted(NamedTuple):
+    """Effect: every task of a layer is settled."""
+
+    layer: int
+    n_tasks: int
+
+
+class Retried(NamedTuple):
+    """Effect: a task that failed is ready again."""
+
+    task: int
+    attempt: int
+
+
+class TaskFailed(NamedTuple):
+    """Effect: a task failed for good."""
+
+    task: int
+    attempt: int
+
+
+class Skipped(NamedTuple):
+    """Effect: tasks will not run, as they wait for one that failed."""
+
+    tasks: IntArray
+    cause: int
+
+
+class Halted(NamedTuple):
+    """Effect: nothing more is handed out; what runs is to be ended."""
+
+
+Effect: TypeAlias = LayerStarted | LayerCompleted | Retried | TaskFailed | Skipped | Halted
+
+
+class Order(Protocol):
+    """Decides which tasks are ready, and in which order they are handed out."""
+
+    def begin(self) -> list[Effect]:
+        """Make ready what waits for nothing."""
+
+    def head(self) -> tuple[int, int] | None:
+        """Return the template of the tasks to hand out next, and how many tasks are ready; None if none is."""
+
+    def take(self, most: int) -> Tasks:
+        """Hand out up to ``most`` tasks of the head's template, ascending."""
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        """Make tasks of one template ready again, before all others."""
+
+    def settle(self, tasks: Tasks) -> list[Effect]:
+        """Note that tasks will not run again, and make ready what waited for them."""
+
+    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
+        """Leave out tasks that will never be ready, as something before them failed."""
+
+    def weigh(self, seconds: Sequence[float]) -> None:
+        """Take in the durations observed so far, a template each (nan: none)."""
+
+
+class Layered:
+    """Layer by layer, with a barrier between; in the order of the plan within one."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._starts = plan.layer_start
+        self._order = plan.order
+        self._group_end = plan.group_end
+        self._layer = -1
+        self._at = self._end = 0
+        self._n_tasks = self._unsettled = 0
+        self._back: list[tuple[int, Tasks]] = []
+        self._n_back = 0
+        self._skipped: NDArray[np.bool_] | None = None
+
+    def begin(self) -> list[Effect]:
+        return self._advance([])
+
+    def head(self) -> tuple[int, int] | None:
+        ready = self._end - self._at + self._n_back
+        if not ready:
+            return None
+        if self._back:
+            return self._back[-1][0], ready
+        return int(self._plan.template_of[self._order[self._at]]), ready
+
+    def take(self, most: int) -> Tasks:
+        if self._back:
+            template, tasks = self._back.pop()
+            if len(tasks) > most:
+                self._back.append((template, tasks[most:]))
+                tasks = tasks[:most]
+            self._n_back -= len(tasks)
+            return tasks
+        at = self._at
+        self._at = min(at + most, int(self._group_end[at]))
+        return as_tasks(self._order[at : self._at])
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        self._back.append((template, tasks))
+        self._n_back += len(tasks)
+
+    def settle(self, tasks: Tasks) -> list[Effect]:
+        self._unsettled -= len(tasks)
+        if self._unsettled:
+            return []
+        return self._advance([LayerCompleted(self._layer, self._n_tasks)])
+
+    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
+        self._skipped = skipped  # they are all in layers to come
+        return []
+
+    def weigh(self, seconds: Sequence[float]) -> None:
+        """Durations do not change the order of layers."""
+
+    def _advance(self, effects: list[Effect]) -> list[Effect]:
+        """Begin the next layer that has a task to run."""
+        while self._layer + 1 < len(self._starts) - 1:
+            self._layer += 1
+            self._at, self._end = self._starts[self._layer], self._starts[self._layer + 1]
+            self._n_tasks = self._end - self._at
+            if self._skipped is not None:
+                self._leave_out_skipped(self._skipped)
+            self._unsettled = self._n_tasks
+            if self._n_tasks:
+                return [*effects, LayerStarted(self._layer, self._n_tasks)]
+        return effects
+
+    def _leave_out_skipped(self, skipped: NDArray[np.bool_]) -> None:
+        tasks = self._order[self._at : self._end]
+        tasks = tasks[~skipped[tasks]]
+        self._n_tasks, self._at = len(tasks), self._end
+        for template, group in reversed(_by_template(self._plan, tasks)):
+            self.put_back(template, group)
+
+
+class Eager:
+    """Each task as soon as what it waits for is done; the longest remaining path first.
+
+    List scheduling by the heaviest path to the end, R. L. Graham (1969) with the priorities of T. C. Hu (1961). A step
+    costs O(log n) a task and O(1) an edge; weighing anew costs O(n + m).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._waits = plan.graph.in_degrees().astype(np.int32)
+        self._ready: list[tuple[float, int]] = []
+        self._back: list[tuple[int, Tasks]] = []
+        self._n_back = 0
+        self._priority = longest_remaining(plan.graph, np.ones(plan.n_tasks))
+
+    def begin(self) -> list[Effect]:
+        self._make_ready(np.flatnonzero(self._waits == 0))
+        return []
+
+    def head(self) -> tuple[int, int] | None:
+        ready = len(self._ready) + self._n_back
+        if not ready:
+            return None
+        if self._back:
+            return self._back[-1][0], ready
+        return int(self._plan.template_of[self._ready[0][1]]), ready
+
+    def take(self, most: int) -> Tasks:
+        if self._back:
+            template, tasks = self._back.pop()
+            if len(tasks) > most:
+                self._back.append((template, tasks[most:]))
+                tasks = tasks[:most]
+            self._n_back -= len(tasks)
+            return tasks
+        ready, template_of = self._ready, self._plan.template_of
+        taken = [heapq.heappop(ready)[1]]
+        template = template_of[taken[0]]
+        while len(taken) < most and ready and template_of[ready[0][1]] == template:
+            taken.append(heapq.heappop(ready)[1])
+        return as_tasks(np.array(sorted(taken), np.int32))
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        self._back.append((template, tasks))
+        self._n_back += len(tasks)
+
+    def settle(self, tasks: Tasks) -> list[Effect]:
+        graph, waits = self._plan.graph, self._waits
+        if len(tasks) == 1:
+            after = graph.successors(int(tasks[0]))
+        else:
+            after = np.concatenate([graph.successors(task) for task in _numbers(tasks)])
+        if len(after):
+            np.subtract.at(waits, after, 1)
+            self._make_ready(np.unique(after[waits[after] == 0]))
+        return []
+
+    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
+        self._waits[skipped] = self._plan.n_tasks + 1  # more than can ever be done
+        return []
+
+    def weigh(self, seconds: Sequence[float]) -> None:
+        known = np.asarray(seconds, np.float64)
+        typical = np.nanmean(known) if np.isfinite(known).any() else 1.0
+        weights = np.where(np.isfinite(known), known, typical)[self._plan.template_of]
+        self._priority = longest_remaining(self._plan.graph, weights)
+        self._ready = [(-float(self._priority[task]), task) for _, task in self._ready]
+        heapq.heapify(self._ready)
+
+    def _make_ready(self, tasks: NDArray[np.integer]) -> None:
+        for priority, task in zip((-self._priority[tasks]).tolist(), tasks.tolist(), strict=True):
+            heapq.heappush(self._ready, (priority, task))
+
+
+class RunState:
+    """Where every task of a run stands, and what may happen next.
+
+    Args:
+        plan: the workflow.
+        policy: the run's rules.
+
+    Attributes:
+        status: int8, a `Status` a task.
+        attempts: how often a task was tried, for those tried more than once.
+        halted: nothing is handed out any more.
+    """
+
+    def __init__(self, plan: Plan, policy: RunPolicy) -> None:
+        self._plan = plan
+        self._policy = policy
+        self._order: Order = Layered(plan) if policy.schedule == "layers" else Eager(plan)
+        self.status = np.zeros(plan.n_tasks, np.int8)
+        self.attempts: dict[int, int] = {}
+        self.halted = False
+        self._unsettled = plan.n_tasks
+        self._out = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing runs and nothing is to be handed out."""
+        return not self._out and (self.halted or not self._unsettled)
+
+    def begin(self) -> list[Effect]:
+        """Start the run."""
+        return self._order.begin()
+
+    def head(self) -> tuple[int, int] | None:
+        """Return the template of the tasks to hand out next, and how many tasks are ready; None if none is."""
+        return None if self.halted else self._order.head()
+
+    def take(self, most: int) -> Tasks:
+        """Hand out up to ``most`` tasks of the head's template; they are running then."""
+        tasks = self._order.take(most)
+        self._out += len(tasks)
+        self.status[as_index(tasks)] = Status.RUNNING
+        return tasks
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        """Take back tasks of one template that were handed out but never begun."""
+        if self.halted:
+            self.cancelled(tasks)
+            return
+        self._out -= len(tasks)
+        self.status[as_index(tasks)] = Status.PENDING
+        self._order.put_back(template, tasks)
+
+    def completed(self, tasks: Tasks) -> list[Effect]:
+        """Note that tasks are done."""
+        self._out -= len(tasks)
+        self._unsettled -= len(tasks)
+        self.status[as_index(tasks)] = Status.COMPLETED
+        return [] if self.halted else self._order.settle(tasks)
+
+    def failed(self, task: int) -> list[Effect]:
+        """Note that a task failed: it is ready again if its retries allow, else it and what follows are settled."""
+        self._out -= 1
+        attempt = self.attempts.get(task, 1)
+        if attempt <= self._plan.retries(task) and not self.halted:
+            self.attempts[task] = attempt + 1
+            self.status[task] = Status.PENDING
+            self._order.put_back(int(self._plan.template_of[task]), range(task, task + 1))
+            return [Retried(task, attempt + 1)]
+        self.status[task] = Status.FAILED
+        self._unsettled -= 1
+        effects: list[Effect] = [TaskFailed(task, attempt)]
+        if self._policy.fail_fast:
+            return effects if self.halted else [*effects, *self.halt()]
+        return [*effects, *self._skip_after(task), *self._order.settle(range(task, task + 1))]
+
+    def cancelled(self, tasks: Tasks) -> None:
+        """Note that tasks which were handed out were ended with the run."""
+        self._out -= len(tasks)
+        self.status[as_index(tasks)] = Status.CANCELLED
+
+    def halt(self) -> list[Effect]:
+        """End the run: nothing is handed out any more."""
+        self.halted = True
+        self.status[self.status == Status.PENDING] = Status.CANCELLED
+        return [Halted()]
+
+    def weigh(self, seconds: Sequence[float]) -> None:
+        """Take in the durations observed so far, a template each (nan: none)."""
+        self._order.weigh(seconds)
+
+    def _skip_after(self, task: int) -> Iterable[Effect]:
+        after = self._plan.graph.descendants([task]) & (self.status == Status.PENDING)
+        if not after.any():
+            return ()
+        self.status[after] = Status.SKIPPED
+        self._unsettled -= int(after.sum())
+        skipped = self.status == Status.SKIPPED
+        return (Skipped(np.flatnonzero(after).astype(np.int32), task), *self._order.drop(skipped))
+
+
+def _by_template(plan: Plan, tasks: IntArray) -> list[tuple[int, Tasks]]:
+    """Split tasks that are in the plan's order into those of one template each."""
+    templates = plan.template_of[tasks]
+    cuts = np.flatnonzero(np.diff(templates)) + 1
+    groups = np.split(tasks, cuts) if len(tasks) else []
+    return [(int(plan.template_of[group[0]]), as_tasks(group)) for group in groups]
+
+
+def _numbers(tasks: Tasks) -> Iterable[int]:
+    return tasks if isinstance(tasks, range) else tasks.tolist()

@@ -1,0 +1,268 @@
+"""What of a plan travels, and in which message: callables once a run and worker, small values once a worker.
+
+`Shipment` knows what each worker holds already. It is the only judge of that: a worker keeps what it is sent or makes
+until it is told to drop it, so both sides always agree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from forgepar.backends.wire import Batch, Template
+from forgepar.errors import UnpicklableArgument, UnpicklableCallable
+from forgepar.plan import IntArray, Plan, Tasks
+from forgepar.values.arena import Arena
+from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
+from forgepar.workflow import Spec, Task
+
+KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
+_FEW = 16  # references: below this, numpy's fixed cost of a few us a call is more than a loop's
+
+
+class Cargo:
+    """The callables and constants of a plan, checked and pickled before any worker starts.
+
+    Args:
+        plan: the workflow.
+
+    Raises:
+        UnpicklableCallable: naming the first task that has it.
+        UnpicklableArgument: naming the task and the position.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.callable_of: list[int] = []
+        self.callables: list[bytes] = []
+        numbers: dict[int, int] = {}
+        for i, spec in enumerate(plan.specs):
+            plain = spec.fn.fn if isinstance(spec.fn, Task) else spec.fn
+            if id(plain) not in numbers:
+                numbers[id(plain)] = len(self.callables)
+                self.callables.append(_pickle_callable(plan, i, spec))
+            self.callable_of.append(numbers[id(plain)])
+        self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
+        self._check_constants()
+
+    def _check_constants(self) -> None:
+        for i, template in enumerate(self.plan.templates):
+            for name, value in template.shared.items():
+                _check(value, self.plan, i, f"kwargs[{name!r}]")
+        if self.has_plain_constants:
+            return
+        starts = self.plan.constant_start
+        for place in range(int(starts[-1])):
+            value = self.plan.constants[place]
+            if type(value) not in ATOMIC and not is_plain(value):
+                task = int(np.searchsorted(starts, place, side="right")) - 1
+                template = self.plan.templates[self.plan.template_of[task]]
+                position = template.layout.position(place - int(starts[task]))
+                _check(value, self.plan, None, position, task)
+
+
+class Shipment:
+    """Writes the batches of one run.
+
+    Args:
+        cargo: what was checked.
+        arena: where large constants go.
+        run: the run's number.
+        n_slots: how many workers there are.
+    """
+
+    def __init__(self, cargo: Cargo, arena: Arena, run: int, n_slots: int) -> None:
+        self._cargo = cargo
+        self._plan = cargo.plan
+        self._arena = arena
+        self._run = run
+        self._layouts = [template.layout for template in self._plan.templates]
+        self._n_references = [layout.n_references for layout in self._layouts]
+        self._n_constants = [layout.n_constants for layout in self._layouts]
+        self._shared: dict[int, Mapping[str, Wire]] = {}
+        self._segments: list[Wire] = []
+        self._held = [_Held() for _ in range(n_slots)]
+
+    def forget(self, slot: int) -> None:
+        """Note that a slot has a new worker, which holds nothing."""
+        self._held[slot] = _Held()
+
+    def close(self) -> None:
+        """Free the segments of constants."""
+        for segment in self._segments:
+            self._arena.free(segment[0])
+
+    def keep(self, slot: int, task: int, wire: Wire) -> None:
+        """Note that a worker holds a small value that it made."""
+        self._held[slot].add(task, wire)
+
+    def batch(self, slot: int, number: int, template: int, tasks: Tasks, values: Sequence[Wire]) -> Batch:
+        """Write the batch of some tasks for a slot.
+
+        Args:
+            slot: who gets it.
+            number: the batch's id.
+            template: the template of all tasks.
+            tasks: their numbers, ascending.
+            values: every task's value so far, as it travels.
+        """
+        held = self._held[slot]
+        callables, templates = self._news(held, template)
+        inputs: list[Wire] = []
+        references = b""
+        if self._n_references[template]:
+            inputs, references = self._inputs(held, self.references(tasks), values)
+        constants = self._constants(tasks) if self._n_constants[template] else []
+        numbers = tasks.start if isinstance(tasks, range) else tasks.tobytes()
+        return Batch(
+            number,
+            self._run,
+            template,
+            len(tasks),
+            numbers,
+            constants,
+            inputs,
+            references,
+            callables,
+            templates,
+            held.drops(),
+        )
+
+    def _news(self, held: _Held, template: int) -> tuple[list[tuple[int, bytes]], list[Template]]:
+        """Return the callable and the template, where the worker does not have them."""
+        if template in held.templates:
+            return [], []
+        held.templates.add(template)
+        row = self._plan.templates[template]
+        number = self._cargo.callable_of[row.spec]
+        callables = []
+        if number not in held.callables:
+            held.callables.add(number)
+            callables = [(number, self._cargo.callables[number])]
+        layout = (row.layout.kinds, row.layout.keywords)
+        return callables, [Template(template, number, layout, dict(self._shared_of(template)))]
+
+    def _shared_of(self, template: int) -> Mapping[str, Wire]:
+        if template not in self._shared:
+            shared = self._plan.templates[template].shared
+            self._shared[template] = {name: self._encode(value) for name, value in shared.items()}
+        return self._shared[template]
+
+    def _encode(self, value: Any) -> Wire:
+        wire = encode(value, self._arena)
+        if is_segment(wire):
+            self._segments.append(wire)
+        return wire
+
+    def _constants(self, tasks: Tasks) -> list[Wire]:
+        constants, starts = self._plan.constants, self._plan.constant_start
+        if isinstance(tasks, range):
+            found = constants[int(starts[tasks.start]) : int(starts[tasks.stop])]
+        else:
+            found = [value for task in tasks for value in constants[int(starts[task]) : int(starts[task + 1])]]
+        return found if self._cargo.has_plain_constants else [self._encode(value) for value in found]
+
+    def references(self, tasks: Tasks) -> IntArray:
+        """Return the tasks whose values some tasks of one template take, task by task."""
+        references, starts = self._plan.references, self._plan.reference_start
+        if isinstance(tasks, range):
+            return references[int(starts[tasks.start]) : int(starts[tasks.stop])]
+        first = int(tasks[0])
+        steps = np.arange(int(starts[first + 1]) - int(starts[first]))
+        found: IntArray = references[(starts[tasks][:, None] + steps).ravel()]
+        return found
+
+    def _inputs(self, held: _Held, wanted: IntArray, values: Sequence[Wire]) -> tuple[list[Wire], bytes]:
+        """Return the values that some tasks take, each once, and where each reference finds its own."""
+        if len(wanted) <= _FEW:
+            return held.thin(wanted.tolist(), [values[task] for task in wanted.tolist()]), b""
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        if high - low <= len(wanted):  # dense, as in a stencil: a slice costs nothing per value
+            span = values[low:high]
+            if tuple not in set(map(type, span)):
+                return list(span), (wanted - np.int32(low)).tobytes()
+        distinct, places = np.unique(wanted, return_inverse=True)
+        tasks = distinct.tolist()
+        return held.thin(tasks, [values[task] for task in tasks]), places.astype(np.int32).tobytes()
+
+
+class _Held:
+    """What one worker holds: callables, templates, and small values up to `KEPT_BYTES`, least recently used last."""
+
+    def __init__(self) -> None:
+        self.callables: set[int] = set()
+        self.templates: set[int] = set()
+        self._dropped: set[int] = set()
+        self._blobs: OrderedDict[int, int] = OrderedDict()
+        self._n_bytes = 0
+
+    def add(self, task: int, wire: Wire) -> None:
+        """Note one more small value, and drop the least recently used ones for it."""
+        self._blobs[task] = size = wire_bytes(wire)
+        self._dropped.discard(task)
+        self._n_bytes += size
+        while self._n_bytes > KEPT_BYTES:
+            oldest, size = self._blobs.popitem(last=False)
+            self._n_bytes -= size
+            self._dropped.add(oldest)
+
+    def drops(self) -> list[int]:
+        """Return what the worker may forget once it has taken in the values of the next batch."""
+        dropped, self._dropped = list(self._dropped), set()
+        return dropped
+
+    def thin(self, tasks: list[int], wires: list[Wire]) -> list[Wire]:
+        """Replace small values that the worker holds by their numbers, and number those it is to hold."""
+        if tuple not in set(map(type, wires)):
+            return wires
+        return [self._thin(task, wire) for task, wire in zip(tasks, wires, strict=True)]
+
+    def _thin(self, task: int, wire: Wire) -> Wire:
+        if type(wire) is not tuple or type(wire[0]) is not bytes:
+            return wire
+        if task in self._blobs:
+            self._blobs.move_to_end(task)
+            return (task,)
+        self.add(task, wire)
+        return (wire[0], task)
+
+
+def _pickle_callable(plan: Plan, spec_index: int, spec: Spec) -> bytes:
+    """Pickle a callable; a task as itself where its module has it, as the function there is not the one it holds."""
+    shipped = spec.fn.portable() if isinstance(spec.fn, Task) else spec.fn
+    try:
+        data: bytes = cloudpickle.dumps(shipped, protocol=5)
+    except Exception as error:
+        name = _first_task(plan, spec_index)
+        raise UnpicklableCallable(
+            f"task {name!r} has a callable that cannot be pickled ({type(error).__name__}: {error}). "
+            "What it closes over must travel: open files, connections and locks inside it.",
+            task=name,
+        ) from error
+    return data
+
+
+def _first_task(plan: Plan, spec_index: int) -> str:
+    specs = np.array([template.spec for template in plan.templates])
+    return plan.name(int(np.argmax(specs[plan.template_of] == spec_index)))
+
+
+def _check(value: Any, plan: Plan, template: int | None, position: str, task: int = 0) -> None:
+    """Pickle a value to see whether it can be; what comes out is thrown away piece by piece."""
+    try:
+        dumps(value, [])
+    except Exception as error:
+        if template is not None:
+            task = int(np.argmax(plan.template_of == template))
+        name = plan.name(task)
+        kind = type(value).__name__
+        raise UnpicklableArgument(
+            f"task {name!r} got an argument that cannot be pickled: {position} is a {kind} "
+            f"({type(error).__name__}: {error}). Give what it is made from, and make it inside the task.",
+            task=name,
+            position=position,
+        ) from error

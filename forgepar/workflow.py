@@ -1,0 +1,671 @@
+"""Declaring: callables become tasks of a workflow, handles in their arguments become its edges.
+
+A million tasks are a few columns, not a million objects: a task is a number, and its row says which template it has
+(callable, options and what stands where in the arguments), which constants and which references to other tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import MethodType
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
+from forgepar.errors import (
+    CyclicWorkflow,
+    DuplicateTaskName,
+    EmptyWorkflow,
+    ForeignHandle,
+    WorkflowError,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a task is told beside its arguments.
+
+    Attributes:
+        name: the task's name; for `Workflow.map`, what its tasks' names begin with. None: derived from the callable.
+        after: tasks that must be done before, though none of their values is taken.
+        retries: how many more times a task that raises is tried.
+    """
+
+    name: str | None = None
+    after: tuple[TaskHandle | TaskHandles, ...] = ()
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise WorkflowError(f"name={self.name!r} cannot name a task. Give a string that is not empty.")
+        given: Any = self.after
+        after = (given,) if isinstance(given, (TaskHandle, TaskHandles)) else tuple(given)
+        for handle in after:
+            if not isinstance(handle, (TaskHandle, TaskHandles)):
+                raise WorkflowError(
+                    f"after= holds {handle!r}, which is no handle. Give what Workflow.add or map returned."
+                )
+        object.__setattr__(self, "after", after)
+
+
+class Task(Generic[P, R]):
+    """A callable with options; calling it calls the callable.
+
+    Made by `task`. Functions that take or return tasks keep their types: ``Task[P, R]`` is callable as ``fn`` was.
+
+    Args:
+        fn: any callable.
+        options: its options.
+    """
+
+    def __init__(self, fn: Callable[P, R], options: Options) -> None:
+        self.__qualname__ = ""  # as the function's, where it has one
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.task_options = options
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"task({base_name(self.fn)})"
+
+    def options(self, **changes: Any) -> Task[P, R]:
+        """Return a task of the same callable with some options changed.
+
+        Args:
+            **changes: fields of `Options`: ``name``, ``after``, ``retries``.
+
+        Raises:
+            WorkflowError: an option of another name, or a value it cannot have.
+
+        Example:
+            >>> def load(path): ...
+            >>> task(load).options(name="first", retries=2).task_options.retries
+            2
+        """
+        return Task(self.fn, _changed(self.task_options, changes))
+
+    def portable(self) -> Callable[..., Any]:
+        """Return what to pickle for a worker: this task if its module has it, as the function's name means it there."""
+        return self.fn if _find_by_name(self) is None else self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by name where the module has this task, or the task it was derived from, under its name."""
+        home = _find_by_name(self)
+        if home is self:
+            return self.__qualname__
+        if home is not None:
+            return _with_options, (home, self.task_options)
+        return super().__reduce_ex__(protocol)
+
+
+@overload
+def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
+    """Give a function options for when it runs as a task; called directly, it is as it was.
+
+    Args:
+        fn: any callable; left out in ``@task(...)``.
+        **options: fields of `Options`: ``name``, ``after``, ``retries``.
+
+    Returns:
+        A `Task`, or a decorator that makes one.
+
+    Raises:
+        WorkflowError: an option of another name, or a value it cannot have.
+
+    Example:
+        >>> @task(retries=2)
+        ... def double(x):
+        ...     return 2 * x
+        >>> double(4)
+        8
+    """
+    if fn is None:
+        return functools.partial(task, **options)
+    if isinstance(fn, Task):
+        return fn.options(**options)
+    if not callable(fn):
+        raise WorkflowError(f"{fn!r} cannot be a task: it is not callable. Give a function.")
+    return Task(fn, _changed(Options(), options))
+
+
+class TaskHandle:
+    """Stands for a task's value while a workflow is declared; made by `Workflow.add`.
+
+    A handle inside another task's arguments makes that task wait for this one and get its value in its place.
+    """
+
+    __slots__ = ("index", "workflow")
+
+    def __init__(self, workflow: Workflow, index: int) -> None:
+        self.workflow = workflow
+        self.index = index
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.workflow.task_name(self.index)
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.name!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskHandle):
+            return NotImplemented
+        return self.index == other.index and self.workflow is other.workflow
+
+    def __hash__(self) -> int:
+        return hash((id(self.workflow), self.index))
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} is a handle, not a value, and cannot be pickled. Handles are replaced by values inside lists, "
+            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
+        )
+
+
+class TaskHandles(Sequence[TaskHandle]):
+    """The handles of consecutive tasks, made when they are looked at; what `Workflow.map` returns.
+
+    As a task's argument it gives that task the list of all values.
+    """
+
+    __slots__ = ("indices", "workflow")
+
+    def __init__(self, workflow: Workflow, indices: range) -> None:
+        self.workflow = workflow
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskHandle: ...
+    @overload
+    def __getitem__(self, index: slice) -> TaskHandles: ...
+    def __getitem__(self, index: int | slice) -> TaskHandle | TaskHandles:
+        if isinstance(index, slice):
+            return TaskHandles(self.workflow, self.indices[index])
+        return TaskHandle(self.workflow, self.indices[index])
+
+    def __iter__(self) -> Iterator[TaskHandle]:
+        workflow = self.workflow
+        return (TaskHandle(workflow, index) for index in self.indices)
+
+    def __add__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
+        return [*other, *self]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, TaskHandles):
+            return self.workflow is other.workflow and self.indices == other.indices
+        return list(self) == other if isinstance(other, list) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((id(self.workflow), self.indices))
+
+    def __repr__(self) -> str:
+        return f"<TaskHandles of {len(self)} tasks>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} are handles, not values, and cannot be pickled. Handles are replaced by values inside lists, "
+            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One callable with one set of options, as tasks refer to it."""
+
+    fn: Callable[..., Any]
+    options: Options
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRow:
+    """What tasks declared alike share: a spec, a layout, and constants that all of them get by keyword."""
+
+    spec: int
+    layout: Layout
+    shared: Mapping[str, Any]
+
+
+class Engine:
+    """What `Workflow` needs of rooms that rank above it: they put it here when they are imported."""
+
+    freeze: Callable[[Workflow], Any]
+    run: Callable[[Workflow, dict[str, Any]], Any]
+
+
+class Workflow:
+    """A graph of tasks.
+
+    Args:
+        name: what reports call it.
+
+    Example:
+        >>> wf = Workflow("sums")
+        >>> squares = wf.map(pow, [1, 2, 3], [2, 2, 2])
+        >>> total = wf.add(sum, squares)
+        >>> wf.execution_layers()
+        [['pow-0', 'pow-1', 'pow-2'], ['sum']]
+        >>> wf.run(backend="inline")[total]
+        14
+    """
+
+    def __init__(self, name: str = "workflow") -> None:
+        self.name = name
+        self.specs: list[Spec] = []
+        self.templates: list[TemplateRow] = []
+        # One row a task:
+        self.template_of = array("i")
+        self.ordinal_of = array("i")  # which of its base name's tasks; -1 is the first, named by the base alone
+        # One row a constant and a reference, task by task:
+        self.constants: list[Any] = []
+        self.references = array("i")
+        # Order without data:
+        self.before = array("i")
+        self.after = array("i")
+        self.explicit_names: dict[int, str] = {}
+        self._names_taken: set[str] = set()
+        self._counters: dict[str, int] = {}
+        self._spec_of: dict[Any, int] = {}
+        self._template_index: dict[Any, int] = {}
+        self._plan: Any = None
+
+    def __len__(self) -> int:
+        return len(self.template_of)
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self.name!r} of {len(self)} tasks>"
+
+    def add(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle:
+        """Add one task.
+
+        Args:
+            fn: a function, or a `Task` where it needs options.
+            *args: its arguments. Handles in them, at any depth of lists, tuples, dict values and dataclasses, become
+                the values of their tasks.
+            **kwargs: likewise.
+
+        Returns:
+            The task's handle.
+
+        Raises:
+            DuplicateTaskName: another task has the name that the options give.
+            ForeignHandle: a handle of another workflow.
+            WorkflowError: ``fn`` cannot be a task.
+
+        Example:
+            >>> wf = Workflow()
+            >>> one = wf.add(int, "1")
+            >>> wf.add(max, [one, 5], default=0).name
+            'max'
+        """
+        spec = self._spec(fn)
+        constants: list[Any] = []
+        references: list[int] = []
+        kinds = [self._place(value, constants, references) for value in args]
+        keywords = tuple(kwargs)
+        kinds += [self._place(value, constants, references) for value in kwargs.values()]
+        key = (spec, tuple(kinds), keywords)
+        template = self._template_index.get(key)
+        if template is None:
+            template = self._new_template(key, TemplateRow(spec, Layout(key[1], keywords), {}))
+        index = len(self.template_of)
+        options = self.specs[spec].options
+        if options is not _NO_OPTIONS:
+            self._declare_options(index, options)
+        self.template_of.append(template)
+        self.constants += constants
+        self.references.extend(references)
+        self.ordinal_of.append(self._next_ordinal(spec))
+        self._plan = None
+        return TaskHandle(self, index)
+
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **constants: Any) -> TaskHandles:
+        """Add one task for each item, or for each row of items of several iterables of one length.
+
+        Args:
+            fn: a function, or a `Task` where it needs options.
+            *iterables: positional arguments, one item a task. Items may be handles, or hold some.
+            **constants: given to every task by keyword. They travel to a worker once a run and are the same objects
+                to all tasks it runs: do not change them. They hold no handles.
+
+        Returns:
+            The tasks' handles, in the order of the items; as an argument they stand for the list of all values.
+
+        Raises:
+            WorkflowError: no iterable, iterables of unequal length, or a handle among the constants.
+            ForeignHandle: a handle of another workflow.
+
+        Example:
+            >>> wf = Workflow()
+            >>> parsed = wf.map(int, ["7", "11"], base=8)
+            >>> [handle.name for handle in parsed]
+            ['int-0', 'int-1']
+        """
+        spec = self._spec(fn)
+        columns = [column if isinstance(column, (TaskHandles, range)) else list(column) for column in iterables]
+        n_tasks = self._common_length(fn, columns)
+        for name, value in constants.items():
+            self._refuse_handles(name, value)
+        first = len(self.template_of)
+        options, base = self.specs[spec].options, self.specs[spec].base
+        self.refuse_foreign(options.after)
+        if all(map(_is_even, columns)):
+            self._map_even(spec, columns, n_tasks, constants)
+        else:
+            self._map_uneven(spec, columns, constants)
+        for index in range(first, first + n_tasks) if options.after else ():
+            self._wait_for(index, options.after)
+        start = self._counters.get(base, 0)
+        self.ordinal_of.extend(range(start, start + n_tasks))
+        self._counters[base] = start + n_tasks
+        self._plan = None
+        return TaskHandles(self, range(first, first + n_tasks))
+
+    def add_dependency(self, task: TaskHandle | str, after: TaskHandle | str) -> None:
+        """Make a task wait for another, though it takes no value from it.
+
+        Args:
+            task: the handle or name of the task that waits.
+            after: the handle or name of the one it waits for.
+
+        Raises:
+            CyclicWorkflow: a task would wait for itself. Longer cycles are found when the workflow is run.
+            UnknownTask: no task of that name.
+            ForeignHandle: a handle of another workflow.
+        """
+        waits, first = self.index_of(task), self.index_of(after)
+        if waits == first:
+            name = self.task_name(waits)
+            raise CyclicWorkflow(f"task {name!r} would wait for itself. Name another task.", cycle=[name])
+        self.before.append(first)
+        self.after.append(waits)
+        self._plan = None
+
+    def index_of(self, task: TaskHandle | str) -> int:
+        """Return a task's number from its handle or name.
+
+        Raises:
+            UnknownTask: no task of that name.
+            ForeignHandle: a handle of another workflow.
+        """
+        if isinstance(task, TaskHandle):
+            if task.workflow is not self:
+                raise _foreign(task, self)
+            return task.index
+        found: int = self.plan().find(task)
+        return found
+
+    def task_name(self, index: int) -> str:
+        """Return the name of a task from its number."""
+        if name := self.explicit_names.get(index):
+            return name
+        base = self.specs[self.templates[self.template_of[index]].spec].base
+        ordinal = self.ordinal_of[index]
+        return base if ordinal < 0 else f"{base}-{ordinal}"
+
+    def handle(self, name: str) -> TaskHandle:
+        """Return the handle of a task from its name.
+
+        Raises:
+            UnknownTask: no task of that name.
+        """
+        return TaskHandle(self, self.index_of(name))
+
+    def execution_layers(self) -> list[list[str]]:
+        """Return the names of the tasks of each layer, in the order of their declaration.
+
+        A task's layer is the length of the longest path to it from a task that waits for nothing.
+
+        Raises:
+            EmptyWorkflow: there is no task.
+            CyclicWorkflow: tasks wait for each other in a circle.
+        """
+        self.check_runnable()
+        return [[self.task_name(i) for i in layer] for layer in self.plan().tasks_by_layer()]
+
+    def check_runnable(self) -> None:
+        """Raise what is wrong with the workflow, before anything runs.
+
+        Raises:
+            EmptyWorkflow: there is no task.
+            CyclicWorkflow: tasks wait for each other in a circle.
+            DuplicateTaskName: a name that was given is also one that was derived.
+        """
+        if not len(self):
+            raise EmptyWorkflow(f"workflow {self.name!r} has no task. Add one with Workflow.add or map.")
+        self.plan().check_names()
+
+    def plan(self) -> Any:
+        """Return the workflow frozen as a `Plan`; made anew only when the workflow has changed."""
+        if self._plan is None:
+            self._plan = Engine.freeze(self)
+        return self._plan
+
+    def run(self, **rules: Any) -> Any:
+        """Run the workflow with an executor of its own.
+
+        Args:
+            **rules: arguments of `WorkflowExecutor` (``workers``, ``backend``, ``start_method``) and of its ``run``
+                (``outputs``, ``fail_fast``).
+
+        Returns:
+            A `RunResult`.
+
+        Raises:
+            WorkflowError: the workflow cannot be run as it is; nothing was started.
+            WorkflowFailed: a task failed; ``.result`` has what was done.
+        """
+        return Engine.run(self, rules)
+
+    def _spec(self, fn: Callable[..., Any]) -> int:
+        # A bound method is a new object at each look, so it is known by its parts. The spec keeps them alive: ids last.
+        key = (id(fn.__self__), id(fn.__func__)) if type(fn) is MethodType else id(fn)
+        known = self._spec_of.get(key)
+        if known is not None:
+            return known
+        options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
+        plain = fn.fn if isinstance(fn, Task) else fn
+        if not callable(plain):
+            raise WorkflowError(f"{plain!r} cannot be a task: it is not callable. Give a function.")
+        if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+            raise WorkflowError(
+                f"{base_name(plain)!r} is an async function, which workers do not await. "
+                "Wrap it: def f(*args): return asyncio.run(coroutine(*args))."
+            )
+        if options == _NO_OPTIONS:
+            options = _NO_OPTIONS
+        index = len(self.specs)
+        self.specs.append(Spec(fn, options, options.name or base_name(plain)))
+        self._spec_of[key] = index
+        return index
+
+    def _new_template(self, key: Any, row: TemplateRow) -> int:
+        index = len(self.templates)
+        self.templates.append(row)
+        if key is not None:
+            self._template_index[key] = index
+        return index
+
+    def _next_ordinal(self, spec: int) -> int:
+        base = self.specs[spec].base
+        count = self._counters.get(base, 0)
+        self._counters[base] = count + 1
+        return count or -1
+
+    def _place(self, value: Any, constants: list[Any], references: list[int]) -> int:
+        """Sort one argument into constants or references and return its kind."""
+        kind = type(value)
+        if kind is TaskHandle:
+            if value.workflow is not self:
+                raise _foreign(value, self)
+            references.append(value.index)
+            return REFERENCE
+        if kind in ATOMS:
+            constants.append(value)
+            return CONSTANT
+        held = len(references)
+        constants.append(lift(value, lambda part: self._take(part, references)))
+        holes = len(references) - held
+        return NESTED + holes if holes or isinstance(value, TaskHandles) else CONSTANT
+
+    def _take(self, part: Any, references: list[int]) -> Hole | HoleRun | None:
+        """Give the hole for a handle or a run of them, and note what it refers to."""
+        kind = type(part)
+        if kind is not TaskHandle and kind is not TaskHandles:
+            return None
+        if part.workflow is not self:
+            raise _foreign(part, self)
+        at = len(references)
+        if kind is TaskHandle:
+            references.append(part.index)
+            return Hole(at)
+        references.extend(part.indices)
+        return HoleRun(at, len(part))
+
+    def _common_length(self, fn: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> int:
+        lengths = sorted({len(column) for column in columns})
+        if not columns:
+            raise WorkflowError(f"map({base_name(fn)}) got no items. Give one iterable for each positional argument.")
+        if len(lengths) > 1:
+            raise WorkflowError(
+                f"map({base_name(fn)}) got iterables of unequal lengths {lengths}. Make them equally long."
+            )
+        return lengths[0]
+
+    def _refuse_handles(self, name: str, value: Any) -> None:
+        found: list[int] = []
+        lift(value, lambda part: self._take(part, found))
+        if found or isinstance(value, TaskHandles):
+            raise WorkflowError(
+                f"map() got a handle in its constant {name!r}, which all tasks share. "
+                "Give it as an iterable, [handle] * n, or add the tasks one by one."
+            )
+
+    def _map_even(self, spec: int, columns: Sequence[Sequence[Any]], n_tasks: int, shared: Mapping[str, Any]) -> None:
+        """Add tasks whose columns hold either constants alone or handles alone: column by column, in C."""
+        kinds = tuple(REFERENCE if isinstance(column, TaskHandles) else CONSTANT for column in columns)
+        self.refuse_foreign(column for column in columns if isinstance(column, TaskHandles))
+        constants = [column for column, kind in zip(columns, kinds, strict=True) if kind == CONSTANT]
+        handles = [column.indices for column in columns if isinstance(column, TaskHandles)]
+        template = self._new_template(None, TemplateRow(spec, Layout(kinds, ()), shared))
+        self.template_of.extend([template] * n_tasks)
+        self.constants.extend(_interleaved(constants))
+        self.references.extend(_interleaved(handles))
+
+    def _map_uneven(self, spec: int, columns: Sequence[Sequence[Any]], shared: Mapping[str, Any]) -> None:
+        """Add tasks that differ in where their handles stand."""
+        templates: dict[tuple[int, ...], int] = {}
+        all_constants: list[Any] = []
+        all_references: list[int] = []
+        chosen: list[int] = []
+        for row in zip(*columns, strict=True):
+            references: list[int] = []
+            kinds = tuple([self._place(value, all_constants, references) for value in row])
+            all_references += references
+            if kinds not in templates:
+                templates[kinds] = self._new_template(None, TemplateRow(spec, Layout(kinds, ()), shared))
+            chosen.append(templates[kinds])
+        self.template_of.extend(chosen)
+        self.constants += all_constants
+        self.references.extend(all_references)
+
+    def _declare_options(self, index: int, options: Options) -> None:
+        self.refuse_foreign(options.after)
+        if options.name is not None:
+            if options.name in self._names_taken:
+                raise DuplicateTaskName(
+                    f"a task named {options.name!r} is there already. Give each its own name=, or none.",
+                    name=options.name,
+                )
+            self._names_taken.add(options.name)
+            self.explicit_names[index] = options.name
+        self._wait_for(index, options.after)
+
+    def refuse_foreign(self, handles: Iterable[TaskHandle | TaskHandles]) -> None:
+        """Raise `ForeignHandle` where one of the handles is another workflow's."""
+        for handle in handles:
+            if handle.workflow is not self:
+                raise _foreign(handle, self)
+
+    def _wait_for(self, index: int, handles: Iterable[TaskHandle | TaskHandles]) -> None:
+        for handle in handles:
+            first = [handle.index] if isinstance(handle, TaskHandle) else handle.indices
+            self.before.extend(first)
+            self.after.extend([index] * len(first))
+
+
+_NO_OPTIONS = Options()
+
+
+def base_name(fn: Callable[..., Any]) -> str:
+    """Derive a task name from a callable: its own name, a partial's function's, an instance's class's."""
+    while isinstance(fn, (functools.partial, functools.partialmethod, Task)):
+        fn = fn.func if not isinstance(fn, Task) else fn.fn
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def _is_even(column: Sequence[Any]) -> bool:
+    """Tell whether a column of a map is handles alone, or atoms alone."""
+    return isinstance(column, (TaskHandles, range)) or ATOMS.issuperset(map(type, column))
+
+
+def _interleaved(columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
+    """Yield the items of columns of one length row by row."""
+    if len(columns) == 1:
+        return columns[0]
+    return (item for row in zip(*columns, strict=True) for item in row)
+
+
+def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
+    known = [field.name for field in fields(Options)]
+    for name in changes:
+        if name not in known:
+            raise WorkflowError(
+                f"{name}= is no option of a task; there are {', '.join(known)}. "
+                "The function's own arguments go to Workflow.add."
+            )
+    return replace(options, **changes)
+
+
+def _with_options(home: Task[..., Any], options: Options) -> Task[..., Any]:
+    return Task(home.fn, options)
+
+
+def _find_by_name(given: Task[..., Any]) -> Task[..., Any] | None:
+    """Return the task of the same callable that its module has under its name, if workers can import that module."""
+    module = sys.modules.get(given.__module__)
+    if module is None or given.__module__ == "__main__":
+        return None
+    found: Any = module
+    for part in given.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, Task) and found.fn is given.fn else None
+
+
+def _foreign(handle: TaskHandle | TaskHandles, workflow: Workflow) -> ForeignHandle:
+    return ForeignHandle(
+        f"{handle!r} belongs to workflow {handle.workflow.name!r}, not to {workflow.name!r}. "
+        "Declare both tasks in one workflow."
+    )

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import gettempdir
+
+import pytest
+
+BACKENDS = ["inline", "forkserver", "spawn", "fork"]
+PATIENCE = 30.0  # seconds after which waiting for something that should happen at once is given up
+
+
+def executor_arguments(kind: str, workers: int = 2) -> dict[str, object]:
+    """The arguments of an executor by the name that parametrised tests use for it."""
+    if kind == "inline":
+        return {"backend": "inline"}
+    return {"backend": "process", "workers": workers, "start_method": kind}
+
+
+def own_arenas() -> set[Path]:
+    """The arena folders of this process."""
+    mark = f"forgepar-{os.getuid()}-{os.getpid()}-"
+    roots = [Path("/dev/shm"), Path(gettempdir())]
+    return {entry for root in roots if root.is_dir() for entry in root.iterdir() if entry.name.startswith(mark)}
+
+
+def wait_until(happened, what: str) -> None:
+    """Ask until something has happened that another process does; fail after a while."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for: {what}"
+        threading.Event().wait(0.005)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Every test ends the processes it started and removes its arenas; those of a wider fixture were there before."""
+    n_children, arenas = len(multiprocessing.active_children()), own_arenas()
+    yield
+    wait_until(lambda: len(multiprocessing.active_children()) <= n_children, "children to end")
+    assert own_arenas() <= arenas
+
+
+@pytest.fixture(params=BACKENDS)
+def any_backend(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Arguments of `WorkflowExecutor` for each backend and start method."""
+    return executor_arguments(request.param)

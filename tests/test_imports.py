@@ -1,0 +1,88 @@
+"""The ranks of the rooms: a module imports only from lower ranks, lazily or for typing only as much as otherwise."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import forgepar
+
+ROOT = Path(forgepar.__file__).parent
+RANKS = {
+    0: ["errors", "events"],
+    1: ["graph", "batching", "arguments", "values.arena"],
+    2: ["values.codec", "workflow", "backends.board"],
+    3: ["backends.wire", "plan"],
+    4: ["backends.worker", "backends.base", "runstate"],
+    5: ["backends.process", "backends.inline", "result", "shipping"],
+    6: ["dispatch"],
+    8: ["executor", "targets"],
+    9: ["cli", "examples.census"],
+    10: ["__main__", "__init__"],
+}
+RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
+# Packages' own files: they must import nothing, so that importing one module loads no other.
+PACKAGES = ["backends.__init__", "values.__init__", "examples.__init__"]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in ROOT.rglob("*.py")
+    if "__pycache__" not in path.parts
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Every module of the package that a file imports anywhere, `forgepar` itself as ``__init__``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name for name in submodules if name.removeprefix("forgepar.") in MODULES}
+            found |= known or {str(node.module)}
+    rooms = {name for name in found if name == "forgepar" or name.startswith("forgepar.")}
+    return {name.removeprefix("forgepar.") if "." in name else "__init__" for name in rooms}
+
+
+def test_every_module_has_a_rank():
+    assert set(MODULES) == set(RANK_OF) | set(PACKAGES)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_come_from_lower_ranks(module):
+    rooms = imported_rooms(MODULES[module])
+    if module in PACKAGES:
+        assert not rooms
+    elif module == "__init__":
+        assert max(RANK_OF[room] for room in rooms) < RANK_OF["cli"]
+    else:
+        # The command line and the examples use the public face, whose names load what they need.
+        rooms -= {"__init__"} if RANK_OF[module] >= 9 else set()
+        too_high = {room for room in rooms if RANK_OF[room] >= RANK_OF[module]}
+        assert not too_high, f"{module} (rank {RANK_OF[module]}) imports {sorted(too_high)}"
+
+
+def test_a_relative_rank_violation_would_be_seen(tmp_path):
+    path = tmp_path / "lazy.py"
+    path.write_text("def f():\n    from forgepar.executor import WorkflowExecutor\n    import forgepar.plan\n")
+    assert imported_rooms(path) == {"executor", "plan"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import forgepar", ["numpy", "multiprocessing", "concurrent.futures", "cloudpickle", "psutil"]),
+        ("import forgepar.backends.worker", ["numpy", "psutil", "forgepar.plan", "concurrent.futures.process"]),
+        ("import forgepar; forgepar.task", ["numpy", "concurrent.futures.process"]),
+        ("import forgepar; forgepar.Workflow", ["psutil"]),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(statement, unwanted):
+    code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
