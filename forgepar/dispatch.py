@@ -136,7 +136,8 @@ class Dispatcher:
         self._apply(self.state.begin())
         for joined in self._backend.joined():
             self._pids[joined.slot] = joined.pid
-        while not self.state.finished:
+        # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
+        while not self.state.finished or any(self._flights):
             self._fill()
             for notice in self._backend.wait(self._patience()):
                 if type(notice) is Reply:
