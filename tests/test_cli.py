@@ -1,0 +1,187 @@
+"""The command line as a person uses it: output, exit codes, and errors in words."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import PATIENCE, wait_until
+
+from forgepar import cli
+
+PIPELINE = """
+    import os, threading
+    from pathlib import Path
+    import forgepar as fp
+
+    def double(x):
+        return 2 * x
+
+    def broken(x):
+        raise LookupError(f"nothing for {x}")
+
+    sums = fp.Workflow("sums")
+    sums.add(sum, sums.map(double, range(4)))
+
+    empty = fp.Workflow("empty")
+    not_a_workflow = 7
+
+    def report(n: int = 3, title: str = "report") -> fp.Workflow:
+        wf = fp.Workflow("report")
+        parts = wf.map(double, range(n))
+        wf.add(lambda parts: f"{title}: {parts}", parts)
+        return wf
+
+    def failing(x):
+        wf = fp.Workflow("failing")
+        done = wf.add(double, 1)
+        bad = wf.add(fp.task(broken).options(after=done), x)
+        wf.add(double, 5)
+        wf.add(double, bad)
+        return wf
+
+    def wide():
+        wf = fp.Workflow("wide")
+        wf.map(double, range(30))
+        return wf
+
+    def hanging(path):
+        wf = fp.Workflow("hanging")
+        wf.add(lambda: (Path(path).touch(), threading.Event().wait()))
+        return wf
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A pipeline's file name; each test imports it anew."""
+    name = f"pipeline_{tmp_path.name}".replace("-", "_")
+    path = tmp_path / f"{name}.py"
+    path.write_text(textwrap.dedent(PIPELINE))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield str(path)
+    sys.modules.pop(name, None)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "how", [("--backend", "inline"), ("--workers", 2), ("--workers", 2, "--start-method", "spawn")]
+)
+def test_run_prints_the_values_of_the_leaves(pipeline, capsys, how):
+    assert run("run", f"{pipeline}:sums", *how) == 0
+    assert capsys.readouterr() == ("sum = 12\n", "")
+
+
+def test_a_lone_text_is_printed_as_it_is(pipeline, capsys):
+    assert run("run", f"{pipeline}:report", "-p", "n=2", "-p", "title=two", "--backend", "inline") == 0
+    assert capsys.readouterr().out == "two: [0, 2]\n"
+
+
+def test_many_leaves_are_cut_and_counted(pipeline, capsys):
+    assert run("run", f"{pipeline}:wide", "--backend", "inline") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["double-0 = 0", "double-1 = 2"]
+    assert lines[-1] == "... and 10 more"
+
+
+def test_summary_goes_to_standard_error(pipeline, capsys):
+    assert run("run", f"{pipeline}:sums", "--backend", "inline", "--summary") == 0
+    out, err = capsys.readouterr()
+    assert out == "sum = 12\n"
+    assert "workflow 'sums': 5 completed" in err
+    assert "longest task" in err
+
+
+@pytest.mark.parametrize(("flags", "left"), [((), "cancelled"), (("--keep-going",), "skipped")])
+def test_a_failed_task_is_exit_code_1_with_its_own_traceback(pipeline, capsys, flags, left):
+    target = f"{pipeline}:failing"
+    assert run("run", target, "-p", "x=9", "--workers", 2, *flags) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "forgepar: task 'broken' failed: LookupError: nothing for 9" in err
+    assert "in broken" in err
+    assert "cli.py" not in err
+    assert err.splitlines()[-1] == f"forgepar: 2 completed, 1 failed, 1 {left}"
+
+
+def test_layers_are_printed(pipeline, capsys):
+    assert run("layers", f"{pipeline}:wide") == 0
+    shown = ", ".join(f"double-{i}" for i in range(6))
+    assert capsys.readouterr().out == f"layer 0: 30 tasks: {shown} ... and 24 more (--all)\n"
+    assert run("layers", f"{pipeline}:sums", "--all") == 0
+    expected = "layer 0: 4 tasks: double-0, double-1, double-2, double-3\nlayer 1: 1 task: sum\n"
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "{}:sum"], "has no attribute 'sum'. Did you mean 'sums'?"),
+        (["run", "{}:empty"], "workflow 'empty' has no task"),
+        (["run", "{}:not_a_workflow"], "is a int, neither a Workflow nor a function"),
+        (["run", "{}:failing"], "needs x. Give -p x=..."),
+        (["run", "{}:report", "-p", "n=many"], "-p n=many is no int"),
+        (["run", "{}:report", "-p", "m=1"], "has no parameter 'm'; it has n, title"),
+        (["run", "{}:report", "-p", "n"], "-p n has no value"),
+        (["run", "{}:sums", "-p", "n=1"], "it takes no -p n="),
+        (["run", "{}:sums", "--workers", "0"], "workers=0 is no number of processes"),
+        (["run", "no_such_file.py:x"], "there is no file"),
+        (["run", "no.such.module:x"], "there is no module 'no.such.module'"),
+        (["layers", "{}:empty"], "workflow 'empty' has no task"),
+    ],
+)
+def test_bad_usage_is_exit_code_2_in_words(pipeline, capsys, arguments, said):
+    assert run(*[argument.format(pipeline) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("forgepar: ")
+    assert "Traceback" not in err
+
+
+def test_a_module_that_raises_shows_its_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "raises_on_import.py").write_text("1 / 0\n")
+    assert run("run", tmp_path / "raises_on_import.py") == 2
+    assert 'raises_on_import.py", line 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["walk", "x"], ["run", "x", "--backend", "threads"]])
+def test_unknown_arguments_are_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert "usage: forgepar" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0
+    assert "forgepar run forgepar.examples.census" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "launch", [["-m", "forgepar"], ["-c", "import sys; from forgepar.cli import main; sys.exit(main())"]]
+)
+def test_as_a_process(launch, pipeline):
+    command = [sys.executable, *launch, "run", f"{pipeline}:sums", "-w", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sum = 12\n", "")
+
+
+def test_an_interrupt_is_exit_code_130(pipeline, tmp_path):
+    started = tmp_path / "started"
+    command = [sys.executable, "-m", "forgepar", "run", f"{pipeline}:hanging", "-p", f"path={started}", "-w", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(started.exists, "the task to start")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err == "forgepar: interrupted; the workers are ended\n"
