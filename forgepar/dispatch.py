@@ -300,11 +300,13 @@ class Dispatcher:
             return
         self.ledger.worker[task] = lost.slot
         message = (
-            f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost.exit_code)} while it ran task "
+            f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task "
             f"{self.plan.name(task)!r}. Look for os._exit, a crash in C code or a lack of memory there; "
             "retries= runs it again."
         )
-        self._fail(task, WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid), lost.slot, "")
+        error = WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid)
+        error.__cause__ = lost.fault
+        self._fail(task, error, lost.slot, "")
 
     # Taking back what a slot has not begun
 
@@ -431,7 +433,10 @@ class Dispatcher:
             sink.write(events)
 
 
-def _how_it_ended(exit_code: int | None) -> str:
+def _how_it_ended(lost: Lost) -> str:
+    exit_code = lost.exit_code
+    if lost.fault is not None:
+        return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
     if exit_code is None:
         return "ended"
     return f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited with code {exit_code}"

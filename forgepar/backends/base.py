@@ -24,12 +24,14 @@ class Lost(NamedTuple):
         pid: the process that ended.
         exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
         position: the mark it was at, as the board had it.
+        fault: what ended `serve`, where that was an exception of its own: a full disk, say.
     """
 
     slot: int
     pid: int
     exit_code: int | None
     position: int
+    fault: BaseException | None
 
 
 Notice: TypeAlias = Reply | Joined | Lost

@@ -22,7 +22,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -227,10 +227,12 @@ class ProcessBackend:
         assert slot.connection is not None
         self._selector.unregister(slot.connection)
         slot.connection.close()
-        pid, process, position = slot.pid, slot.process, slot.words[POSITION]
+        pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
         _shut_down(slot)
+        fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
         self._start(slot)
-        return Lost(slot.number, pid, process.exitcode if process else None, position)
+        exit_code = process.exitcode if process else None
+        return Lost(slot.number, pid, exit_code, position, None if isinstance(fault, BrokenExecutor) else fault)
 
     def _check_starts(self) -> None:
         """Start again what ended before it joined; give up after a few times."""
