@@ -13,6 +13,7 @@ Ledger       the columns of the result
 from __future__ import annotations
 
 import pickle
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ from forgepar.values.codec import Wire, is_segment
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
 _CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
+
+_TWO_FLOATS = struct.Struct("dd")
 
 
 @dataclass(slots=True)
@@ -161,11 +164,9 @@ class Dispatcher:
     def _fill(self) -> None:
         """Give every slot a batch, then every slot its second."""
         state, flights = self.state, self._flights
-        head = state.head()
-        if head is None:
-            return
         if self._policy.schedule == "eager":
-            self._weigh()
+            self._weigh()  # before the look at the head, which it may change
+        head = state.head()
         for depth in range(1, IN_FLIGHT + 1):
             for slot, has in enumerate(flights):
                 if head is None:
@@ -229,11 +230,17 @@ class Dispatcher:
             self._fail(int(tasks[-1]), self._error(reply.failure), slot, reply.failure.traceback)
 
     def _note_times(self, slot: int, template: int, tasks: Tasks, marks: bytes) -> None:
-        ledger, rows = self.ledger, as_index(tasks)
+        ledger = self.ledger
+        ledger.worker[rows := as_index(tasks)] = slot
+        if len(tasks) == 1:  # numpy would take five times as long, and a lone task is what waits for the parent most
+            start, end = _TWO_FLOATS.unpack(marks)
+            ledger.start[tasks[0]] = start
+            ledger.duration[tasks[0]] = end - start
+            self._durations.observe(template, end - start, 1)
+            return
         times = np.frombuffer(marks)
         ledger.start[rows] = times[:-1]
         ledger.duration[rows] = times[1:] - times[:-1]
-        ledger.worker[rows] = slot
         self._durations.observe(template, float(times[-1] - times[0]), len(tasks))
 
     def _complete(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:

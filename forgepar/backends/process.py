@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,13 +25,12 @@ from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from forgepar.backends.base import Joined, Lost, Notice
 from forgepar.backends.board import LIMIT, POSITION, Board
-from forgepar.backends.wire import Batch, Hello, Reply, pack, unpack
+from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, unpack
 from forgepar.backends.worker import serve
 from forgepar.errors import WorkerStartFailed
 from forgepar.values.arena import Arena
@@ -51,7 +49,7 @@ class _Slot:
     executor: ProcessPoolExecutor | None = None
     job: Future[None] | None = None
     process: BaseProcess | None = None
-    connection: Connection | None = None
+    connection: Channel | None = None
     words: memoryview = field(default_factory=memoryview(b"").toreadonly)
     failed_starts: int = 0
     outstanding: int = 0
@@ -86,6 +84,7 @@ class ProcessBackend:
             )
         self._owner = os.getpid()
         self._slots = [_Slot(number) for number in range(n_slots)]
+        self._n_starting = 0
         self._is_open = False
 
     def open(self) -> None:
@@ -95,14 +94,13 @@ class ProcessBackend:
         self.arena = Arena.create()
         self._board = Board.create(self.arena.folder / "board", self.n_slots)
         self._address = str(self.arena.folder / "socket")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self._address)  # in a folder that no other user may enter
-        self._listener.listen(self.n_slots)
+        self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._is_open = True
         _live.add(self)
         self._context = self._make_context()
+        self._n_starting = self.n_slots
         for slot in self._slots:
             self._start(slot)
 
@@ -122,7 +120,7 @@ class ProcessBackend:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
         deadline = None if timeout is None else time.perf_counter() + timeout
         while True:
-            starting = any(slot.connection is None for slot in self._slots)
+            starting = self._n_starting > 0
             step = None if deadline is None else max(0.0, deadline - time.perf_counter())
             if starting:
                 step = _START_POLL_SECONDS if step is None else min(step, _START_POLL_SECONDS)
@@ -196,17 +194,16 @@ class ProcessBackend:
 
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
-        accepted, _ = self._listener.accept()
-        connection = Connection(accepted.detach())
+        connection = accept(self._listener)
         try:
-            hello = unpack(connection.recv_bytes(), self.arena)
+            hello = unpack(connection.recv_bytes(), Hello, self.arena)
         except (EOFError, OSError):
             connection.close()
             return None
-        assert isinstance(hello, Hello)
         slot = self._slots[hello.slot]
         slot.connection = connection
         slot.failed_starts = 0
+        self._n_starting -= 1
         # With no wait this also reaps ended children, which `multiprocessing` does at any start of a process.
         slot.process = {p.pid: p for p in multiprocessing.active_children()}.get(hello.pid)
         self._selector.register(connection, selectors.EVENT_READ, slot)
@@ -215,10 +212,9 @@ class ProcessBackend:
     def _receive(self, slot: _Slot) -> Notice | None:
         assert slot.connection is not None
         try:
-            reply = unpack(slot.connection.recv_bytes(), self.arena)
+            reply = unpack(slot.connection.recv_bytes(), Reply, self.arena)
         except (EOFError, OSError):
             return self._lose(slot)
-        assert isinstance(reply, Reply)
         slot.outstanding -= reply.ended
         return reply
 
@@ -229,6 +225,7 @@ class ProcessBackend:
         slot.connection.close()
         pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
         _shut_down(slot)
+        self._n_starting += 1
         fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
         self._start(slot)
         exit_code = process.exitcode if process else None

@@ -25,7 +25,7 @@ import cloudpickle
 
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
-from forgepar.backends.wire import Batch, Failure, Hello, Reply, pack, unpack
+from forgepar.backends.wire import Batch, Failure, Hello, Reply, connect, pack, unpack
 from forgepar.errors import TaskExited, UnpicklableResult
 from forgepar.values.arena import Arena
 from forgepar.values.codec import FIXED, Wire, decode, encode
@@ -60,15 +60,17 @@ def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[i
     _settle(threads, inherited)
     arena = Arena(Path(folder))
     board = Board(arena.folder / "board")
-    with connection.Client(address, family="AF_UNIX") as parent:
-        worker = Worker(slot, arena, board)
-        try:
-            parent.send_bytes(pack(Hello(slot, os.getpid()), arena))
-            while True:
-                for reply in worker.run(unpack(parent.recv_bytes(), arena)):
-                    parent.send_bytes(pack(reply, arena))
-        except (EOFError, ConnectionError):
-            return  # the parent hung up
+    worker = Worker(slot, arena, board)
+    parent = connect(address)
+    try:
+        parent.send_bytes(pack(Hello(slot, os.getpid()), arena))
+        while True:
+            for reply in worker.run(unpack(parent.recv_bytes(), Batch, arena)):
+                parent.send_bytes(pack(reply, arena))
+    except (EOFError, ConnectionError):
+        return  # the parent hung up
+    finally:
+        parent.close()
 
 
 class _Call(NamedTuple):
