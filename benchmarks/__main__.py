@@ -1,0 +1,37 @@
+"""``python -m benchmarks [WORKLOAD ...]``: one table a workload, measured in one run.
+
+python -m benchmarks layer_tracking overhead --repeat 5 --markdown table.md
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks._common import Row, as_text, machine, parser, report
+
+WORKLOADS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/run.py"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run workloads and print a table each."""
+    arguments_of = parser("Run benchmarks.")
+    arguments_of.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"{', '.join(WORKLOADS)}; default: all")
+    arguments = arguments_of.parse_args(argv)
+    if unknown := set(arguments.workloads) - set(WORKLOADS):
+        arguments_of.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    print(machine(), end="\n\n")
+    tables: list[tuple[str, list[Row]]] = []
+    for name in arguments.workloads or WORKLOADS:
+        module = importlib.import_module(f"benchmarks.{name}.run")
+        rows = module.rows(arguments.small, arguments.repeat or (1 if arguments.small else 5))
+        print(as_text(module.TITLE, rows), flush=True)
+        tables.append((module.TITLE, rows))
+    report(tables, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

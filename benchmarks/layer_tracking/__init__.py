@@ -1,0 +1,1 @@
+"""Whether a run's wall time tracks the longest task of each layer."""
