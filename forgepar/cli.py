@@ -7,15 +7,18 @@ else to standard error; a traceback is printed only of the user's own code.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import forgepar
-from forgepar.backends.process import START_METHODS
+from forgepar.backends.process import START_METHODS, available_cpus
 from forgepar.errors import WorkerStartFailed, WorkflowError, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
 from forgepar.result import RunResult
+from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.targets import TargetError, load_workflow
 from forgepar.workflow import Workflow
 
@@ -77,16 +80,36 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     _print_values(workflow, result)
     if arguments.summary:
         print(result.summary(), file=sys.stderr)
+    if arguments.save_durations:
+        arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
     return DONE
 
 
 def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
-    """Print the layers of a workflow."""
+    """Print the layers of a workflow, and what a run would take where durations are known."""
     for number, names in enumerate(workflow.execution_layers()):
         shown = names if arguments.all else names[:_MOST_NAMES]
         more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
         print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
+    if arguments.durations:
+        print(_estimate(workflow, arguments.durations, arguments.workers or available_cpus()))
     return DONE
+
+
+def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
+    """Say what both schedules would take, by the durations of an earlier run."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Make it with forgepar run --save-durations.") from error
+    plan = workflow.plan()
+    seconds = expected_seconds(plan, known)
+    layered, eager = (simulated_seconds(plan, seconds, workers, schedule) for schedule in ("layers", "eager"))
+    ratio = layered / eager if eager else 1.0
+    return (
+        f"expected with {workers} workers: {layered:.3g} s by layers, {eager:.3g} s with --schedule eager "
+        f"(the barriers cost {ratio:.2f} times)"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,9 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
     command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
+    command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
     command = _command(commands, "layers", layers, "print which tasks run together")
     command.add_argument("--all", action="store_true", help="print every name")
+    command.add_argument(
+        "--durations", type=Path, metavar="FILE", help="what --save-durations wrote: print what a run would take"
+    )
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of that run (default: one a CPU)")
     return parser
 
 

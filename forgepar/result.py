@@ -18,6 +18,8 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
 from forgepar.workflow import TaskHandle, TaskHandles
 
+_MOST_NAMED = 100_000  # tasks whose durations are told one by one
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
@@ -192,6 +194,22 @@ class RunResult:
     def layer_table(self) -> list[LayerRow]:
         """Return a row a layer in which a task ran: its wall time beside its longest task."""
         return [row for row in map(self._layer_row, range(self._plan.n_layers)) if row is not None]
+
+    def durations(self) -> dict[str, dict[str, float]]:
+        """Return how long tasks took, in seconds: by task name, and the mean by the name of their callable.
+
+        Above 100,000 tasks the names are left out. `forgepar layers --durations` and the simulator read this.
+        """
+        plan, seconds = self._plan, self._ledger.duration
+        ran = np.flatnonzero(np.isfinite(seconds))
+        of_template = [plan.specs[template.spec].base for template in plan.templates]
+        bases = {base: number for number, base in enumerate(dict.fromkeys(of_template))}
+        base_of = np.array([bases[base] for base in of_template])[plan.template_of[ran]]
+        counts = np.bincount(base_of, minlength=len(bases))
+        means = np.bincount(base_of, seconds[ran], minlength=len(bases)) / np.maximum(counts, 1)
+        callables = {base: float(means[number]) for base, number in bases.items() if counts[number]}
+        named = ran.tolist() if len(ran) <= _MOST_NAMED else []
+        return {"tasks": {plan.name(task): float(seconds[task]) for task in named}, "callables": callables}
 
     def summary(self) -> str:
         """Describe the run in a few lines: counts, times, each layer's wall beside its longest task, failures."""

@@ -112,8 +112,8 @@ class Order(Protocol):
     def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
         """Leave out tasks that will never be ready, as something before them failed."""
 
-    def weigh(self, seconds: Sequence[float]) -> None:
-        """Take in the durations observed so far, a template each (nan: none)."""
+    def weigh(self, seconds: NDArray[np.float64]) -> None:
+        """Take in how long each task is believed to take."""
 
 
 class Layered:
@@ -168,7 +168,7 @@ class Layered:
         self._skipped = skipped  # they are all in layers to come
         return []
 
-    def weigh(self, seconds: Sequence[float]) -> None:
+    def weigh(self, seconds: NDArray[np.float64]) -> None:
         """Durations do not change the order of layers."""
 
     def _advance(self, effects: list[Effect]) -> list[Effect]:
@@ -253,11 +253,8 @@ class Eager:
         self._waits[skipped] = self._plan.n_tasks + 1  # more than can ever be done
         return []
 
-    def weigh(self, seconds: Sequence[float]) -> None:
-        known = np.asarray(seconds, np.float64)
-        typical = np.nanmean(known) if np.isfinite(known).any() else 1.0
-        weights = np.where(np.isfinite(known), known, typical)[self._plan.template_of]
-        self._priority = longest_remaining(self._plan.graph, weights)
+    def weigh(self, seconds: NDArray[np.float64]) -> None:
+        self._priority = longest_remaining(self._plan.graph, seconds)
         self._ready = [(-float(self._priority[task]), task) for _, task in self._ready]
         heapq.heapify(self._ready)
 
@@ -353,7 +350,14 @@ class RunState:
         return [Halted()]
 
     def weigh(self, seconds: Sequence[float]) -> None:
-        """Take in the durations observed so far, a template each (nan: none)."""
+        """Take in the durations observed so far, a template each (nan: none, taken to be as long as the others)."""
+        known = np.asarray(seconds, np.float64)
+        observed = known[np.isfinite(known)]
+        typical = float(observed.mean()) if len(observed) else 1.0
+        self.weigh_tasks(np.where(np.isfinite(known), known, typical)[self._plan.template_of])
+
+    def weigh_tasks(self, seconds: NDArray[np.float64]) -> None:
+        """Take in how long each task is believed to take: (n_tasks,) seconds."""
         self._order.weigh(seconds)
 
     def _skip_after(self, task: int) -> Iterable[Effect]:

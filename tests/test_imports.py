@@ -18,7 +18,7 @@ RANKS = {
     2: ["values.codec", "workflow", "backends.board"],
     3: ["backends.wire", "plan"],
     4: ["backends.worker", "backends.base", "runstate"],
-    5: ["backends.process", "backends.inline", "result", "shipping"],
+    5: ["backends.process", "backends.inline", "result", "shipping", "simulate"],
     6: ["dispatch"],
     8: ["executor", "targets"],
     9: ["cli", "examples.census"],

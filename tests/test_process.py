@@ -324,6 +324,21 @@ class TestLastingUse:
         executor.close()
         executor.close()
 
+    def test_opening_and_closing_grows_nothing(self, executor):
+        wf = fp_add(fp.Workflow())
+        me = psutil.Process()
+        executor.run(wf)
+        executor.close()
+
+        def size():
+            return me.num_fds(), me.num_threads()
+
+        before = size()
+        for _ in range(10):
+            executor.run(wf)
+            executor.close()
+        wait_until(lambda: size() <= before, "descriptors and threads to be as they were")
+
     def test_a_run_inside_a_task_works_inline(self, executor):
         def inner():
             wf = fp.Workflow()

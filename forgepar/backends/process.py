@@ -25,6 +25,7 @@ from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
@@ -39,6 +40,7 @@ START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
 _START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
 _EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
+_DEATH_SECONDS = 0.5  # from a worker's end of file to its death, at most
 
 
 @dataclass
@@ -224,7 +226,7 @@ class ProcessBackend:
         self._selector.unregister(slot.connection)
         slot.connection.close()
         pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
-        _shut_down(slot)
+        _bury(slot)
         self._n_starting += 1
         fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
         self._start(slot)
@@ -273,15 +275,29 @@ def _quota_cpus() -> int:
 
 
 def _shut_down(slot: _Slot) -> None:
-    """Shut a slot's executor down; its process is killed if it takes long."""
+    """Shut a slot's executor down and wait for its process, which is killed if it takes long.
+
+    The executor's own wait has no limit, and at interpreter exit no timer thread can be started to set one.
+    """
     if slot.executor is None:
         return
-    last_resort = threading.Timer(_EXIT_SECONDS, _kill_tree, (slot.pid,)) if slot.pid else None
-    if last_resort is not None:
-        last_resort.start()
+    slot.executor.shutdown(wait=False, cancel_futures=True)
+    if slot.process is not None and not wait([slot.process.sentinel], _EXIT_SECONDS):
+        _kill_tree(slot.pid)
+        wait([slot.process.sentinel], _EXIT_SECONDS)
+
+
+def _bury(slot: _Slot) -> None:
+    """Shut down the executor of a worker that hung up; its exit code can be had after that.
+
+    Only once the executor's thread has ended: it collects the exit code too, and under forkserver whoever reads it
+    second gets 255. The thread waits for the process, so that is dead before it is waited for.
+    """
+    assert slot.executor is not None
+    assert slot.job is not None
+    if slot.process is not None and (slot.job.done() or not wait([slot.process.sentinel], _DEATH_SECONDS)):
+        _kill_tree(slot.pid)  # it let go of the connection but lives, of no more use
     slot.executor.shutdown(wait=True, cancel_futures=True)
-    if last_resort is not None:
-        last_resort.cancel()
 
 
 def _kill_tree(pid: int) -> None:
