@@ -1,0 +1,196 @@
+"""Layers, cycles and heaviest paths against plain oracles."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forgepar import graph as graph_module
+from forgepar.graph import (
+    Adjacency,
+    CycleFound,
+    critical_path,
+    find_cycle,
+    longest_path_layers,
+    longest_remaining,
+)
+
+
+@st.composite
+def graphs(draw, acyclic=True):
+    """A number of nodes and edges; acyclic ones are drawn forward and then relabelled."""
+    n = draw(st.integers(0, 30))
+    nodes = st.integers(0, max(n - 1, 0))
+    edges = draw(st.lists(st.tuples(nodes, nodes), max_size=80)) if n else []
+    if acyclic:
+        labels = draw(st.permutations(range(n)))
+        edges = [(labels[min(a, b)], labels[max(a, b)]) for a, b in edges if a != b]
+    return n, edges
+
+
+def build(n, edges):
+    return Adjacency.from_edges(n, [a for a, _ in edges], [b for _, b in edges])
+
+
+def oracle_layers(n, edges):
+    """Relax every edge until nothing changes."""
+    layers = [0] * n
+    changed = True
+    while changed:
+        changed = False
+        for a, b in edges:
+            if layers[b] < layers[a] + 1:
+                layers[b] = layers[a] + 1
+                changed = True
+    return layers
+
+
+def stacked(widths):
+    """Edges of layers of these widths, each node waiting for two of the layer before."""
+    starts = [0, *itertools.accumulate(widths)]
+    edges = []
+    for layer in range(1, len(widths)):
+        for i in range(widths[layer]):
+            edges += [(starts[layer - 1] + j % widths[layer - 1], starts[layer] + i) for j in (i, i + 1)]
+    return starts[-1], edges
+
+
+@given(graphs())
+def test_layers_equal_the_oracle(drawn):
+    n, edges = drawn
+    assert longest_path_layers(build(n, edges)).tolist() == oracle_layers(n, edges)
+
+
+@pytest.mark.parametrize("narrow", [0, 2, 1000])
+@settings(max_examples=40)
+@given(drawn=graphs())
+def test_layers_are_the_same_whichever_way_they_are_walked(narrow, drawn):
+    n, edges = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_module, "_NARROW", narrow)
+        patch.setattr(graph_module, "_WIDE", 2 * narrow)
+        assert longest_path_layers(build(n, edges)).tolist() == oracle_layers(n, edges)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [[1] * 300, [500] * 3, [1, 500] * 5, [60, 70, 120, 40, 90, 30] * 4, [1] * 50 + [200] + [1] * 50, [300] + [1] * 100],
+    ids=["chain", "wide", "alternating", "near the border", "bulge", "funnel"],
+)
+def test_layers_of_shapes_that_switch_between_wide_and_narrow(widths):
+    n, edges = stacked(widths)
+    expected = np.repeat(np.arange(len(widths)), widths)
+    shuffled = np.random.default_rng(3).permutation(n)
+    relabelled = [(int(shuffled[a]), int(shuffled[b])) for a, b in edges]
+    np.testing.assert_array_equal(longest_path_layers(build(n, edges)), expected)
+    np.testing.assert_array_equal(longest_path_layers(build(n, relabelled))[shuffled], expected)
+
+
+def test_chains_beside_each_other_and_joined():
+    chain = list(itertools.pairwise(range(1000)))
+    layers = longest_path_layers(build(1002, [*chain, (1000, 500), (999, 1001)]))
+    assert layers[:1000].tolist() == list(range(1000))
+    assert layers[[1000, 1001]].tolist() == [0, 1000]
+
+
+@given(graphs(acyclic=False))
+def test_a_cycle_is_found_exactly_where_there_is_one(drawn):
+    n, edges = drawn
+    cycle = find_cycle(build(n, edges))
+    peeled, left = set(), set(range(n))
+    while free := {b for b in left if not any(a in left for a, t in edges if t == b)}:
+        peeled |= free
+        left -= free
+    assert (cycle is None) == (not left)
+    if cycle is not None:
+        assert len(set(cycle)) == len(cycle)
+        for a, b in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
+            assert (a, b) in edges
+        with pytest.raises(CycleFound, match="the graph has a cycle") as caught:
+            longest_path_layers(build(n, edges))
+        assert caught.value.cycle == cycle
+
+
+def test_a_node_that_leads_to_itself():
+    assert find_cycle(build(3, [(0, 1), (1, 1), (1, 2)])) == [1]
+
+
+def test_a_long_cycle_is_cut_in_the_message_but_whole_in_the_error():
+    ring = [(i, (i + 1) % 500) for i in range(500)]
+    with pytest.raises(CycleFound, match=r"-> \.\.\. ->") as caught:
+        longest_path_layers(build(500, ring))
+    assert len(caught.value.cycle) == 500
+
+
+@given(graphs())
+def test_rows_degrees_and_matrix_agree(drawn):
+    n, edges = drawn
+    graph = build(n, edges)
+    assert graph.n_edges == len(edges)
+    dense = np.zeros((n, n), bool)
+    for a, b in edges:
+        dense[a, b] = True
+    np.testing.assert_array_equal(graph.to_dense(), dense)
+    np.testing.assert_array_equal(graph.reversed().to_dense(), dense.T)
+    for node in range(n):
+        assert sorted(graph.successors(node).tolist()) == sorted(b for a, b in edges if a == node)
+    assert graph.out_degrees().tolist() == [sum(a == node for a, _ in edges) for node in range(n)]
+    assert graph.in_degrees().tolist() == [sum(b == node for _, b in edges) for node in range(n)]
+
+
+@given(graphs(acyclic=False), st.data())
+def test_descendants_are_what_can_be_reached(drawn, data):
+    n, edges = drawn
+    roots = data.draw(st.lists(st.integers(0, n - 1), max_size=3)) if n else []
+    reached, front = set(), set(roots)
+    while front := {b for a, b in edges if a in front} - reached:
+        reached |= front
+    assert np.flatnonzero(build(n, edges).descendants(roots)).tolist() == sorted(reached)
+
+
+@pytest.mark.parametrize("narrow", [0, 48])
+@given(drawn=graphs(), data=st.data())
+def test_heaviest_paths_equal_the_oracle(narrow, drawn, data):
+    n, edges = drawn
+    weights = data.draw(st.lists(st.integers(0, 9), min_size=n, max_size=n))
+    expected = [0.0] * n
+    for node in sorted(range(n), key=oracle_layers(n, edges).__getitem__, reverse=True):
+        expected[node] = weights[node] + max((expected[b] for a, b in edges if a == node), default=0)
+    graph = build(n, edges)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_module, "_NARROW", narrow)
+        assert longest_remaining(graph, weights).tolist() == expected
+    path, total = critical_path(graph, weights)
+    assert total == max(expected, default=0)
+    assert total == sum(weights[node] for node in path)
+    assert all(pair in edges for pair in itertools.pairwise(path))
+
+
+@pytest.mark.parametrize(
+    ("n", "sources", "targets", "said"),
+    [
+        (3, [0, 1], [1], "two lists of one length"),
+        (3, [0], [3], "targets holds 3, and the nodes are 0 to 2"),
+        (3, [-1], [0], "sources holds -1"),
+        (3, [0.5], [1], "sources must be integers"),
+    ],
+)
+def test_edges_that_cannot_be(n, sources, targets, said):
+    with pytest.raises(ValueError, match=said):
+        Adjacency.from_edges(n, sources, targets)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -2.0], [[1.0, 2.0]]])
+def test_weights_that_cannot_be(weights):
+    with pytest.raises(ValueError, match="weights must be 2 numbers"):
+        longest_remaining(build(2, [(0, 1)]), weights)
+
+
+def test_edges_may_be_any_integers_and_are_stored_small():
+    graph = Adjacency.from_edges(3, np.array([2, 0], np.uint8), np.array([1, 2], np.int64))
+    assert graph.indices.dtype == graph.indptr.dtype == np.int32
+    assert longest_path_layers(graph).tolist() == [0, 2, 1]

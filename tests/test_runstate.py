@@ -1,0 +1,212 @@
+"""The pure machine, driven without a process or a clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import forgepar as fp
+from forgepar.plan import Plan
+from forgepar.runstate import (
+    Halted,
+    LayerCompleted,
+    LayerStarted,
+    Retried,
+    RunPolicy,
+    RunState,
+    Skipped,
+    Status,
+    TaskFailed,
+)
+
+
+def work(*values):
+    return values
+
+
+def other_work(*values):
+    return values
+
+
+@st.composite
+def parents_of(draw):
+    n = draw(st.integers(1, 25))
+    return [draw(st.lists(st.integers(0, node - 1), max_size=3)) if node else [] for node in range(n)]
+
+
+def plan_of(parents, retries=0):
+    """A plan of two callables in turn, so that layers have several templates."""
+    wf = fp.Workflow()
+    options = {"retries": retries} if retries else {}
+    fns = [fp.task(**options)(work), fp.task(**options)(other_work)]
+    handles = []
+    for node, mine in enumerate(parents):
+        handles.append(wf.add(fns[node % 2], *[handles[parent] for parent in mine]))
+    return Plan(wf)
+
+
+def numbers(tasks):
+    return [int(task) for task in tasks]
+
+
+def drive(state, plan, choose):
+    """Run the machine to its end: `choose` draws how many to take and which running task ends next."""
+    order, running = [], []
+    effects = list(state.begin())
+    while not state.finished:
+        head = state.head()
+        if head is not None and (not running or choose(2)):
+            template, ready = head
+            assert ready >= 1
+            tasks = numbers(state.take(1 + choose(4)))
+            assert {int(plan.template_of[task]) for task in tasks} == {template}
+            assert tasks == sorted(tasks)
+            order += tasks
+            running.append(tasks)
+        else:
+            done = running.pop(choose(len(running)))
+            for task in done:  # one by one: outcomes may come in any parts
+                yield "done", task
+                effects += state.completed(range(task, task + 1))
+    yield "end", (order, effects)
+
+
+@given(parents_of(), st.data(), st.sampled_from(["layers", "eager"]))
+def test_each_task_is_handed_out_once_after_its_parents(parents, data, schedule):
+    plan = plan_of(parents)
+    state = RunState(plan, RunPolicy(schedule=schedule))
+    done = []
+    handed_out = None
+    for what, value in drive(state, plan, lambda n: data.draw(st.integers(0, n - 1))):
+        if what == "done":
+            done.append(value)
+            assert set(parents[value]) <= set(done[:-1])
+        else:
+            handed_out, _ = value
+    assert sorted(handed_out) == sorted(done) == list(range(len(parents)))
+    assert (state.status == Status.COMPLETED).all()
+
+
+@given(parents_of(), st.data())
+def test_a_layer_begins_only_when_the_last_is_settled(parents, data):
+    plan = plan_of(parents)
+    state = RunState(plan, RunPolicy())
+    *steps, (_, (order, effects)) = list(drive(state, plan, lambda n: data.draw(st.integers(0, n - 1))))
+    layers = plan.layers[order].tolist()
+    assert layers == sorted(layers)
+    done = [plan.layers[task] for _, task in steps]
+    assert done == sorted(done)
+    counts = np.bincount(plan.layers).tolist()
+    expected = []
+    for layer, count in enumerate(counts):
+        expected += [LayerStarted(layer, count), LayerCompleted(layer, count)]
+    assert effects == expected
+
+
+def test_tasks_put_back_are_handed_out_again():
+    plan = plan_of([[]] * 6)
+    state = RunState(plan, RunPolicy())
+    state.begin()
+    template, ready = state.head()
+    assert ready == 6
+    tasks = state.take(3)
+    assert state.head()[1] == 3
+    state.put_back(template, tasks[1:])
+    assert state.head() == (template, 5)
+    assert numbers(state.take(1)) == numbers(tasks[1:2])
+    assert numbers(state.take(9)) == numbers(tasks[2:])
+
+
+def test_a_failure_is_retried_as_often_as_allowed():
+    plan = plan_of([[]], retries=2)
+    state = RunState(plan, RunPolicy())
+    state.begin()
+    for attempt in (2, 3):
+        state.take(1)
+        assert state.failed(0) == [Retried(0, attempt)]
+        assert state.status[0] == Status.PENDING
+    state.take(1)
+    assert state.failed(0) == [TaskFailed(0, 3), Halted()]
+    assert state.finished
+
+
+def test_fail_fast_hands_out_nothing_more():
+    plan = plan_of([[], [], [], [0]])
+    state = RunState(plan, RunPolicy())
+    state.begin()
+    running = numbers(state.take(1)) + numbers(state.take(1))
+    assert Halted() in state.failed(running[0])
+    assert state.head() is None
+    assert not state.finished
+    state.completed(range(running[1], running[1] + 1))
+    assert state.finished
+    assert sorted(Status(s).name for s in state.status.tolist()) == ["CANCELLED", "CANCELLED", "COMPLETED", "FAILED"]
+
+
+def test_what_comes_back_after_the_end_is_cancelled():
+    plan = plan_of([[], []])
+    state = RunState(plan, RunPolicy())
+    state.begin()
+    first, second = numbers(state.take(1)), numbers(state.take(1))
+    state.failed(first[0])
+    state.put_back(int(plan.template_of[second[0]]), range(second[0], second[0] + 1))
+    assert state.status[second[0]] == Status.CANCELLED
+    assert state.finished
+
+
+@given(parents_of(), st.data(), st.sampled_from(["layers", "eager"]))
+def test_without_fail_fast_descendants_are_skipped_and_all_else_runs(parents, data, schedule):
+    plan = plan_of(parents)
+    failing = data.draw(st.sets(st.integers(0, len(parents) - 1), max_size=3))
+    state = RunState(plan, RunPolicy(fail_fast=False, schedule=schedule))
+    effects = list(state.begin())
+    while not state.finished:
+        for task in numbers(state.take(data.draw(st.integers(1, 4)))):
+            effects += state.failed(task) if task in failing else state.completed(range(task, task + 1))
+    doomed = set()
+    for node, mine in enumerate(parents):
+        if any(parent in doomed or parent in failing for parent in mine):
+            doomed.add(node)
+    expected = [
+        Status.SKIPPED if node in doomed else Status.FAILED if node in failing else Status.COMPLETED
+        for node in range(len(parents))
+    ]
+    assert state.status.tolist() == expected
+    told = {int(task) for effect in effects if isinstance(effect, Skipped) for task in effect.tasks}
+    assert told == doomed
+
+
+def test_eager_takes_the_longest_remaining_path_first():
+    # 0 -> 3 -> 4 is a long way after weighing; 1 and 2 are alone.
+    plan = plan_of([[], [], [], [0], [3]])
+    state = RunState(plan, RunPolicy(schedule="eager"))
+    state.begin()
+    assert numbers(state.take(1)) == [0]
+    state.weigh_tasks(np.array([1.0, 2.0, 9.0, 1.0, 1.0]))
+    assert numbers(state.take(1)) == [2]
+    state.completed(range(1))
+    assert numbers(state.take(1)) in ([1], [3])
+
+
+def test_weighing_takes_what_is_unknown_for_typical():
+    plan = plan_of([[], [], [0], [1]])
+    state = RunState(plan, RunPolicy(schedule="eager"))
+    state.begin()
+    state.weigh([float("nan")] * len(plan.templates))
+    seconds = [float("nan")] * len(plan.templates)
+    seconds[int(plan.template_of[1])] = 4.0
+    state.weigh(seconds)
+    assert state.head()[1] == 2
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+def test_taking_is_bounded_and_counts_what_is_left(schedule):
+    plan = plan_of([[]] * 10)
+    state = RunState(plan, RunPolicy(schedule=schedule))
+    state.begin()
+    assert state.head()[1] == 10
+    taken = len(state.take(3))
+    assert 1 <= taken <= 3
+    assert state.head()[1] == 10 - taken
