@@ -51,7 +51,8 @@ _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
     "result": ("LayerRow", "RunResult", "TaskRecord"),
-    "workflow": ("Options", "Task", "TaskHandle", "TaskHandles", "task"),
+    "handles": ("TaskHandle", "TaskHandles"),
+    "tasks": ("Options", "Task", "task"),
 }
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ if TYPE_CHECKING:
     )
     from forgepar.executor import WorkflowExecutor
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
+    from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.result import LayerRow, RunResult, TaskRecord
-    from forgepar.workflow import Options, Task, TaskHandle, TaskHandles, Workflow, task
+    from forgepar.tasks import Options, Task, task
+    from forgepar.workflow import Workflow
 
 
 def __getattr__(name: str) -> Any:

@@ -15,11 +15,12 @@ from forgepar.backends.process import ProcessBackend, available_cpus
 from forgepar.backends.worker import inside_worker
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import WorkflowFailed
+from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.plan import Plan
 from forgepar.result import RunResult
 from forgepar.runstate import RunPolicy
 from forgepar.shipping import Cargo, Shipment
-from forgepar.workflow import Engine, TaskHandle, TaskHandles, Workflow
+from forgepar.workflow import Engine, Workflow
 
 
 class WorkflowExecutor:

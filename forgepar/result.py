@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from forgepar.errors import MissingResult, ResultReleased
 from forgepar.events import Event
+from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.plan import Plan
 from forgepar.runstate import Status
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
-from forgepar.workflow import TaskHandle, TaskHandles
 
 _MOST_NAMED = 100_000  # tasks whose durations are told one by one
 

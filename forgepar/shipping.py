@@ -16,9 +16,10 @@ import numpy as np
 from forgepar.backends.wire import Batch, Template
 from forgepar.errors import UnpicklableArgument, UnpicklableCallable
 from forgepar.plan import IntArray, Plan, Tasks
+from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
-from forgepar.workflow import Spec, Task
+from forgepar.workflow import Spec
 
 KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
 _FEW = 16  # references: below this, numpy's fixed cost of a few us a call is more than a loop's

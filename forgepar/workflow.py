@@ -6,14 +6,12 @@ A million tasks are a few columns, not a million objects: a task is a number, an
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any
 
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
 from forgepar.errors import (
@@ -23,210 +21,8 @@ from forgepar.errors import (
     ForeignHandle,
     WorkflowError,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a task is told beside its arguments.
-
-    Attributes:
-        name: the task's name; for `Workflow.map`, what its tasks' names begin with. None: derived from the callable.
-        after: tasks that must be done before, though none of their values is taken.
-        retries: how many more times a task that raises is tried.
-    """
-
-    name: str | None = None
-    after: tuple[TaskHandle | TaskHandles, ...] = ()
-    retries: int = 0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.retries, int) or self.retries < 0:
-            raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
-        if self.name is not None and (not isinstance(self.name, str) or not self.name):
-            raise WorkflowError(f"name={self.name!r} cannot name a task. Give a string that is not empty.")
-        given: Any = self.after
-        after = (given,) if isinstance(given, (TaskHandle, TaskHandles)) else tuple(given)
-        for handle in after:
-            if not isinstance(handle, (TaskHandle, TaskHandles)):
-                raise WorkflowError(
-                    f"after= holds {handle!r}, which is no handle. Give what Workflow.add or map returned."
-                )
-        object.__setattr__(self, "after", after)
-
-
-class Task(Generic[P, R]):
-    """A callable with options; calling it calls the callable.
-
-    Made by `task`. Functions that take or return tasks keep their types: ``Task[P, R]`` is callable as ``fn`` was.
-
-    Args:
-        fn: any callable.
-        options: its options.
-    """
-
-    def __init__(self, fn: Callable[P, R], options: Options) -> None:
-        self.__qualname__ = ""  # as the function's, where it has one
-        functools.update_wrapper(self, fn)
-        self.fn = fn
-        self.task_options = options
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.fn(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"task({base_name(self.fn)})"
-
-    def options(self, **changes: Any) -> Task[P, R]:
-        """Return a task of the same callable with some options changed.
-
-        Args:
-            **changes: fields of `Options`: ``name``, ``after``, ``retries``.
-
-        Raises:
-            WorkflowError: an option of another name, or a value it cannot have.
-
-        Example:
-            >>> def load(path): ...
-            >>> task(load).options(name="first", retries=2).task_options.retries
-            2
-        """
-        return Task(self.fn, _changed(self.task_options, changes))
-
-    def portable(self) -> Callable[..., Any]:
-        """Return what to pickle for a worker: this task if its module has it, as the function's name means it there."""
-        return self.fn if _find_by_name(self) is None else self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle by name where the module has this task, or the task it was derived from, under its name."""
-        home = _find_by_name(self)
-        if home is self:
-            return self.__qualname__
-        if home is not None:
-            return _with_options, (home, self.task_options)
-        return super().__reduce_ex__(protocol)
-
-
-@overload
-def task(fn: Callable[P, R], /) -> Task[P, R]: ...
-@overload
-def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
-    """Give a function options for when it runs as a task; called directly, it is as it was.
-
-    Args:
-        fn: any callable; left out in ``@task(...)``.
-        **options: fields of `Options`: ``name``, ``after``, ``retries``.
-
-    Returns:
-        A `Task`, or a decorator that makes one.
-
-    Raises:
-        WorkflowError: an option of another name, or a value it cannot have.
-
-    Example:
-        >>> @task(retries=2)
-        ... def double(x):
-        ...     return 2 * x
-        >>> double(4)
-        8
-    """
-    if fn is None:
-        return functools.partial(task, **options)
-    if isinstance(fn, Task):
-        return fn.options(**options)
-    if not callable(fn):
-        raise WorkflowError(f"{fn!r} cannot be a task: it is not callable. Give a function.")
-    return Task(fn, _changed(Options(), options))
-
-
-class TaskHandle:
-    """Stands for a task's value while a workflow is declared; made by `Workflow.add`.
-
-    A handle inside another task's arguments makes that task wait for this one and get its value in its place.
-    """
-
-    __slots__ = ("index", "workflow")
-
-    def __init__(self, workflow: Workflow, index: int) -> None:
-        self.workflow = workflow
-        self.index = index
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.workflow.task_name(self.index)
-
-    def __repr__(self) -> str:
-        return f"<TaskHandle {self.name!r}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TaskHandle):
-            return NotImplemented
-        return self.index == other.index and self.workflow is other.workflow
-
-    def __hash__(self) -> int:
-        return hash((id(self.workflow), self.index))
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            f"{self!r} is a handle, not a value, and cannot be pickled. Handles are replaced by values inside lists, "
-            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
-        )
-
-
-class TaskHandles(Sequence[TaskHandle]):
-    """The handles of consecutive tasks, made when they are looked at; what `Workflow.map` returns.
-
-    As a task's argument it gives that task the list of all values.
-    """
-
-    __slots__ = ("indices", "workflow")
-
-    def __init__(self, workflow: Workflow, indices: range) -> None:
-        self.workflow = workflow
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> TaskHandle: ...
-    @overload
-    def __getitem__(self, index: slice) -> TaskHandles: ...
-    def __getitem__(self, index: int | slice) -> TaskHandle | TaskHandles:
-        if isinstance(index, slice):
-            return TaskHandles(self.workflow, self.indices[index])
-        return TaskHandle(self.workflow, self.indices[index])
-
-    def __iter__(self) -> Iterator[TaskHandle]:
-        workflow = self.workflow
-        return (TaskHandle(workflow, index) for index in self.indices)
-
-    def __add__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
-        return [*self, *other]
-
-    def __radd__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
-        return [*other, *self]
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, TaskHandles):
-            return self.workflow is other.workflow and self.indices == other.indices
-        return list(self) == other if isinstance(other, list) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((id(self.workflow), self.indices))
-
-    def __repr__(self) -> str:
-        return f"<TaskHandles of {len(self)} tasks>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            f"{self!r} are handles, not values, and cannot be pickled. Handles are replaced by values inside lists, "
-            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
-        )
+from forgepar.handles import TaskHandle, TaskHandles
+from forgepar.tasks import Options, Task, base_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -618,14 +414,6 @@ class Workflow:
 _NO_OPTIONS = Options()
 
 
-def base_name(fn: Callable[..., Any]) -> str:
-    """Derive a task name from a callable: its own name, a partial's function's, an instance's class's."""
-    while isinstance(fn, (functools.partial, functools.partialmethod, Task)):
-        fn = fn.func if not isinstance(fn, Task) else fn.fn
-    name = getattr(fn, "__name__", None) or type(fn).__name__
-    return "lambda" if name == "<lambda>" else str(name)
-
-
 def _is_even(column: Sequence[Any]) -> bool:
     """Tell whether a column of a map is handles alone, or atoms alone."""
     return isinstance(column, (TaskHandles, range)) or ATOMS.issuperset(map(type, column))
@@ -636,32 +424,6 @@ def _interleaved(columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     if len(columns) == 1:
         return columns[0]
     return (item for row in zip(*columns, strict=True) for item in row)
-
-
-def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
-    known = [field.name for field in fields(Options)]
-    for name in changes:
-        if name not in known:
-            raise WorkflowError(
-                f"{name}= is no option of a task; there are {', '.join(known)}. "
-                "The function's own arguments go to Workflow.add."
-            )
-    return replace(options, **changes)
-
-
-def _with_options(home: Task[..., Any], options: Options) -> Task[..., Any]:
-    return Task(home.fn, options)
-
-
-def _find_by_name(given: Task[..., Any]) -> Task[..., Any] | None:
-    """Return the task of the same callable that its module has under its name, if workers can import that module."""
-    module = sys.modules.get(given.__module__)
-    if module is None or given.__module__ == "__main__":
-        return None
-    found: Any = module
-    for part in given.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, Task) and found.fn is given.fn else None
 
 
 def _foreign(handle: TaskHandle | TaskHandles, workflow: Workflow) -> ForeignHandle:

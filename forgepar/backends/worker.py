@@ -27,9 +27,9 @@ from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, connect, pack, unpack
 from forgepar.errors import TaskExited, UnpicklableResult
+from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import FIXED, Wire, decode, encode
-from forgepar.workflow import Task
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
 _THREAD_VARIABLES = (

@@ -11,9 +11,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,9 +40,9 @@ class Arena:
     @classmethod
     def create(cls) -> Arena:
         """Make an arena for this process, after sweeping those whose owners are dead."""
-        for root in {_MEMORY, Path(tempfile.gettempdir())}:
+        for root in {_MEMORY, _temporary()}:
             _sweep(root)
-        name = f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{_start_time(os.getpid())}-{secrets.token_hex(4)}"
+        name = f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
         folder = _roomy_root() / name
         folder.mkdir(mode=0o700)
         return cls(folder)
@@ -97,7 +94,7 @@ class Arena:
 
     def remove(self) -> None:
         """Remove the folder and all in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
 
 def segment_bytes(segment: Segment) -> int:
@@ -118,7 +115,19 @@ def _roomy_root() -> Path:
             return _MEMORY
     except OSError:
         pass
+    return _temporary()
+
+
+def _temporary() -> Path:
+    import tempfile
+
     return Path(tempfile.gettempdir())
+
+
+def _remove(folder: str | Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(root: Path) -> None:
@@ -131,7 +140,7 @@ def _sweep(root: Path) -> None:
     for entry in found:
         _, _, pid, start, _ = entry.name.split("-", 4)
         if _start_time(int(pid)) != start and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-            shutil.rmtree(entry.path, ignore_errors=True)
+            _remove(entry.path)
 
 
 def _start_time(pid: int) -> str:

@@ -1,0 +1,102 @@
+"""What stands for a task's value while a workflow is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, overload
+
+
+class Owner(Protocol):
+    """The workflow that a handle belongs to, as far as a handle needs to know it."""
+
+    name: str
+
+    def task_name(self, index: int) -> str:
+        """Return the name of a task from its number."""
+
+
+class TaskHandle:
+    """Stands for a task's value while a workflow is declared; made by `Workflow.add`.
+
+    A handle inside another task's arguments makes that task wait for this one and get its value in its place.
+    """
+
+    __slots__ = ("index", "workflow")
+
+    def __init__(self, workflow: Owner, index: int) -> None:
+        self.workflow = workflow
+        self.index = index
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.workflow.task_name(self.index)
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.name!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskHandle):
+            return NotImplemented
+        return self.index == other.index and self.workflow is other.workflow
+
+    def __hash__(self) -> int:
+        return hash((id(self.workflow), self.index))
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} is a handle, not a value, and cannot be pickled. Handles are replaced by values inside lists, "
+            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
+        )
+
+
+class TaskHandles(Sequence[TaskHandle]):
+    """The handles of consecutive tasks, made when they are looked at; what `Workflow.map` returns.
+
+    As a task's argument it gives that task the list of all values.
+    """
+
+    __slots__ = ("indices", "workflow")
+
+    def __init__(self, workflow: Owner, indices: range) -> None:
+        self.workflow = workflow
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> TaskHandle: ...
+    @overload
+    def __getitem__(self, index: slice) -> TaskHandles: ...
+    def __getitem__(self, index: int | slice) -> TaskHandle | TaskHandles:
+        if isinstance(index, slice):
+            return TaskHandles(self.workflow, self.indices[index])
+        return TaskHandle(self.workflow, self.indices[index])
+
+    def __iter__(self) -> Iterator[TaskHandle]:
+        workflow = self.workflow
+        return (TaskHandle(workflow, index) for index in self.indices)
+
+    def __add__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[TaskHandle]) -> list[TaskHandle]:
+        return [*other, *self]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, TaskHandles):
+            return self.workflow is other.workflow and self.indices == other.indices
+        return list(self) == other if isinstance(other, list) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((id(self.workflow), self.indices))
+
+    def __repr__(self) -> str:
+        return f"<TaskHandles of {len(self)} tasks>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{self!r} are handles, not values, and cannot be pickled. Handles are replaced by values inside lists, "
+            "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
+        )
