@@ -56,6 +56,7 @@ from forgepar.values.codec import Wire, is_segment
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
+_WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 _CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
 
 _TWO_FLOATS = struct.Struct("dd")
@@ -186,7 +187,7 @@ class Dispatcher:
     def _weigh(self) -> None:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
         now = time.perf_counter()
-        if now - self._weighed_at > max(20 * self._weigh_seconds, 0.01):
+        if now - self._weighed_at >= max(20 * self._weigh_seconds, _WEIGH_SECONDS):
             self.state.weigh(self._durations.seconds)
             self._weighed_at = time.perf_counter()
             self._weigh_seconds = self._weighed_at - now
