@@ -74,11 +74,12 @@ def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[i
 
 
 class _Call(NamedTuple):
-    """A template made ready to run."""
+    """A template made ready to run; it is direct if its arguments, once decoded, go to the function as they come."""
 
     function: Callable[..., Any]
     layout: Layout
     shared: dict[str, Any]
+    is_direct: bool
 
 
 class Worker:
@@ -153,7 +154,8 @@ class Worker:
         for template in batch.templates:
             shared = {name: decode(wire, self._arena) for name, wire in template.shared.items()}
             layout = Layout(*template.layout)
-            self._calls[template.number] = _Call(self._callables[template.callable], layout, shared)
+            is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
+            self._calls[template.number] = _Call(self._callables[template.callable], layout, shared, is_direct)
         call = self._calls[batch.template]
         values = self._take_in(batch.values)
         for task in batch.drop:  # only now: the values just taken in may have been the reason
@@ -179,8 +181,8 @@ class Worker:
 
     def _callee(self, call: _Call, *, coded: bool) -> Callable[..., Any]:
         """Return what takes a row of `_rows`: the user's function itself where nothing stands between."""
-        function, layout, shared = call
-        if not coded and not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED:
+        function, layout, shared, is_direct = call
+        if is_direct and not coded:
             return function
         arena, kinds, keywords, n_positional = self._arena, layout.kinds, layout.keywords, layout.n_positional
         nested = max(kinds, default=0) >= NESTED

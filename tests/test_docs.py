@@ -1,0 +1,59 @@
+"""What the README and the docstrings show is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_imports import MODULES
+
+import forgepar as fp
+from forgepar import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
+    path = tmp_path / "diamond.py"
+    path.write_text(blocks("python")[0])
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (blocks("text")[0], "")
+
+
+def test_each_of_the_two_commands_is_on_one_line():
+    census, tests = [block for block in blocks("sh") if "venv" in block]
+    assert census.count("\n") == tests.count("\n") == 1
+    assert "forgepar run forgepar.examples.census" in census
+    assert "pytest" in tests
+
+
+def test_arguments_that_the_readme_names_exist():
+    for name in ("outputs", "fail_fast", "schedule"):
+        assert f"{name}=" in README
+        assert name in fp.WorkflowExecutor.run.__kwdefaults__
+    options = set(fp.Options.__dataclass_fields__)
+    assert {"retries", "name", "after"} <= options
+
+
+def test_command_lines_that_the_readme_shows_parse():
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("forgepar ")]
+    assert lines
+    for line in lines:
+        assert cli._parser().parse_args(line.split()[1:]).target
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"__main__"}))
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"forgepar.{name}".removesuffix(".__init__"))
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert failed == 0
