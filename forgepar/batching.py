@@ -14,43 +14,43 @@ _GROWTH = 8  # a batch is at most this many times the last one observed: one qui
 
 
 class Durations:
-    """Moving averages of task durations, one a template.
+    """Moving averages of task durations, one a callable.
 
     Args:
-        n_templates: how many there are.
+        n_callables: how many there are.
 
     Attributes:
-        seconds: the average of each template; nan while nothing is known.
+        seconds: the average of each callable; nan while nothing is known.
     """
 
-    def __init__(self, n_templates: int) -> None:
-        self.seconds = [math.nan] * n_templates
-        self._seen = [0] * n_templates
+    def __init__(self, n_callables: int) -> None:
+        self.seconds = [math.nan] * n_callables
+        self._seen = [0] * n_callables
 
-    def observe(self, template: int, seconds: float, n_tasks: int) -> None:
-        """Take in that ``n_tasks`` tasks of a template took ``seconds`` together.
+    def observe(self, number: int, seconds: float, n_tasks: int) -> None:
+        """Take in that ``n_tasks`` tasks of a callable took ``seconds`` together.
 
         A rise counts in full at once, a fall by degrees: to hold tasks back behind slow ones costs more than a message.
         """
         mean = seconds / n_tasks
-        known = self.seconds[template]
+        known = self.seconds[number]
         if known != known or mean > known:
-            self.seconds[template] = mean
+            self.seconds[number] = mean
         else:
-            self.seconds[template] = known + _WEIGHT * (mean - known)
-        if n_tasks > self._seen[template]:
-            self._seen[template] = n_tasks
+            self.seconds[number] = known + _WEIGHT * (mean - known)
+        if n_tasks > self._seen[number]:
+            self._seen[number] = n_tasks
 
-    def batch_size(self, template: int, n_ready: int, n_slots: int) -> int:
-        """Return how many tasks of a template to send together, at least 1.
+    def batch_size(self, number: int, n_ready: int, n_slots: int) -> int:
+        """Return how many tasks of a callable to send together, at least 1.
 
         Args:
-            template: which.
-            n_ready: how many tasks are ready, of any template.
+            number: which callable.
+            n_ready: how many tasks are ready, of any callable.
             n_slots: how many slots there are to share them.
         """
-        seen = self._seen[template]
+        seen = self._seen[number]
         if not seen:
             return 1
-        wanted = min(int(TARGET_SECONDS / max(self.seconds[template], 1e-9)), seen * _GROWTH)
+        wanted = min(int(TARGET_SECONDS / max(self.seconds[number], 1e-9)), seen * _GROWTH)
         return max(1, min(wanted, -(-n_ready // n_slots)))

@@ -6,16 +6,17 @@ layer is a slice and a batch (tasks of one template) a slice of that; `Plan.grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
+from forgepar.tasks import Task
 from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 
 IntArray: TypeAlias = NDArray[np.int32]
@@ -34,6 +35,8 @@ class Plan:
         template_of: int32, a template a task.
         specs: callables with their options.
         templates: what tasks declared alike share.
+        callables: the distinct functions, without options.
+        callable_of: which of them each template calls.
         constants: all constants, task by task; a task's begin at ``constant_start[task]``.
         references: int32, all tasks whose values are taken, task by task, from ``reference_start[task]`` on.
 
@@ -46,6 +49,16 @@ class Plan:
         self.n_tasks = len(workflow)
         self.specs: Sequence[Spec] = tuple(workflow.specs)
         self.templates: Sequence[TemplateRow] = tuple(workflow.templates)
+        numbers: dict[int, int] = {}
+        self.callables: list[Callable[..., Any]] = []
+        of_spec: list[int] = []
+        for spec in self.specs:
+            plain = spec.fn.fn if isinstance(spec.fn, Task) else spec.fn
+            if id(plain) not in numbers:
+                numbers[id(plain)] = len(self.callables)
+                self.callables.append(spec.fn)
+            of_spec.append(numbers[id(plain)])
+        self.callable_of: list[int] = [of_spec[template.spec] for template in self.templates]
         self.template_of: IntArray = np.array(workflow.template_of, np.int32)
         self.references: IntArray = np.array(workflow.references, np.int32)
         self.constants = workflow.constants  # only ever appended to, so shared

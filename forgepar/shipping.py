@@ -19,7 +19,6 @@ from forgepar.plan import IntArray, Plan, Tasks
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
-from forgepar.workflow import Spec
 
 KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
 _FEW = 16  # references: below this, numpy's fixed cost of a few us a call is more than a loop's
@@ -38,15 +37,7 @@ class Cargo:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.callable_of: list[int] = []
-        self.callables: list[bytes] = []
-        numbers: dict[int, int] = {}
-        for i, spec in enumerate(plan.specs):
-            plain = spec.fn.fn if isinstance(spec.fn, Task) else spec.fn
-            if id(plain) not in numbers:
-                numbers[id(plain)] = len(self.callables)
-                self.callables.append(_pickle_callable(plan, i, spec))
-            self.callable_of.append(numbers[id(plain)])
+        self.callables = [_pickle_callable(plan, number) for number in range(len(plan.callables))]
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
 
@@ -139,7 +130,7 @@ class Shipment:
             return [], []
         held.templates.add(template)
         row = self._plan.templates[template]
-        number = self._cargo.callable_of[row.spec]
+        number = self._plan.callable_of[template]
         callables = []
         if number not in held.callables:
             held.callables.add(number)
@@ -232,24 +223,20 @@ class _Held:
         return (wire[0], task)
 
 
-def _pickle_callable(plan: Plan, spec_index: int, spec: Spec) -> bytes:
+def _pickle_callable(plan: Plan, number: int) -> bytes:
     """Pickle a callable; a task as itself where its module has it, as the function there is not the one it holds."""
-    shipped = spec.fn.portable() if isinstance(spec.fn, Task) else spec.fn
+    fn = plan.callables[number]
+    shipped = fn.portable() if isinstance(fn, Task) else fn
     try:
         data: bytes = cloudpickle.dumps(shipped, protocol=5)
     except Exception as error:
-        name = _first_task(plan, spec_index)
+        name = plan.name(int(np.argmax(np.array(plan.callable_of)[plan.template_of] == number)))
         raise UnpicklableCallable(
             f"task {name!r} has a callable that cannot be pickled ({type(error).__name__}: {error}). "
             "What it closes over must travel: open files, connections and locks inside it.",
             task=name,
         ) from error
     return data
-
-
-def _first_task(plan: Plan, spec_index: int) -> str:
-    specs = np.array([template.spec for template in plan.templates])
-    return plan.name(int(np.argmax(specs[plan.template_of] == spec_index)))
 
 
 def _check(value: Any, plan: Plan, template: int | None, position: str, task: int = 0) -> None:
