@@ -72,29 +72,28 @@ class Layout(NamedTuple):
 def lift(value: Any, take: Callable[[Any], Hole | HoleRun | None]) -> Any:
     """Return ``value`` with every handle inside replaced by a hole; ``value`` itself if there is none.
 
-    Lists, tuples (named ones too), dicts' values and dataclass instances are searched.
+    Lists, tuples (named ones too), dicts' values and dataclass instances are searched. A container within itself is
+    handed on as it is.
 
     Args:
         value: any argument.
         take: gives the hole for a handle, None for anything else; it keeps count of the references.
     """
-    kind = type(value)
-    if kind in ATOMS:
+    return _lift(value, take, set())
+
+
+def _lift(value: Any, take: Callable[[Any], Hole | HoleRun | None], within: set[int]) -> Any:
+    if type(value) in ATOMS:
         return value
     hole = take(value)
     if hole is not None:
         return hole
-    if kind is list or isinstance(value, tuple):
-        if ATOMS.issuperset(map(type, value)):
-            return value
-        parts = [lift(part, take) for part in value]
-        return value if _same(parts, value) else _like(value, parts)
-    if kind is dict:
-        parts = [lift(part, take) for part in value.values()]
-        return value if _same(parts, value.values()) else dict(zip(value, parts, strict=True))
-    if is_dataclass(value) and not isinstance(value, type):
-        return _map_fields(value, lambda part: lift(part, take))
-    return value
+    if not _is_container(value) or id(value) in within:
+        return value
+    within.add(id(value))
+    changed = _map_parts(value, lambda part: _lift(part, take, within))
+    within.discard(id(value))
+    return changed
 
 
 def fill(template: Any, values: Sequence[Any]) -> Any:
@@ -104,6 +103,10 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
         template: what `lift` made.
         values: the values of the task's references, in the order of their holes.
     """
+    return _fill(template, values, set())
+
+
+def _fill(template: Any, values: Sequence[Any], within: set[int]) -> Any:
     kind = type(template)
     if kind in ATOMS:
         return template
@@ -111,25 +114,38 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
         return values[template.place]
     if kind is HoleRun:
         return list(values[template.place : template.place + template.n])
-    if kind is list or isinstance(template, tuple):
-        return _like(template, [fill(part, values) for part in template])
+    if not _is_container(template) or id(template) in within:
+        return template
+    within.add(id(template))
+    filled = _map_parts(template, lambda part: _fill(part, values, within))
+    within.discard(id(template))
+    return filled
+
+
+def _is_container(value: Any) -> bool:
+    kind = type(value)
+    return kind is list or kind is dict or isinstance(value, tuple) or is_dataclass(kind)
+
+
+def _map_parts(container: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a container with its parts changed; the container itself if none is."""
+    kind = type(container)
     if kind is dict:
-        return {key: fill(part, values) for key, part in template.items()}
-    if is_dataclass(template) and not isinstance(template, type):
-        return _map_fields(template, lambda part: fill(part, values))
-    return template
+        parts = [change(part) for part in container.values()]
+        return container if _same(parts, container.values()) else dict(zip(container, parts, strict=True))
+    if kind is list or isinstance(container, tuple):
+        if ATOMS.issuperset(map(type, container)):
+            return container
+        parts = [change(part) for part in container]
+        if _same(parts, container):
+            return container
+        # Past a named tuple's own constructor, which may want other arguments.
+        return parts if kind is list else tuple.__new__(kind, parts)
+    return _map_fields(container, change)
 
 
 def _same(parts: Sequence[Any], originals: Any) -> bool:
     return all(part is original for part, original in zip(parts, originals, strict=True))
-
-
-def _like(original: Any, parts: list[Any]) -> Any:
-    """Build a list, tuple or named tuple of the original's type."""
-    kind = type(original)
-    if kind is list:
-        return parts
-    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def _map_fields(instance: Any, change: Callable[[Any], Any]) -> Any:
