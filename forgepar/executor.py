@@ -104,7 +104,6 @@ class WorkflowExecutor:
             raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
         workflow.check_runnable()
         plan: Plan = workflow.plan()
-        plan.layers  # noqa: B018  (raises CyclicWorkflow)
         policy = RunPolicy(_output_tasks(workflow, outputs), schedule, fail_fast)
         cargo = Cargo(plan)
         with self._lock:

@@ -1,13 +1,14 @@
 """Directed graphs as numpy columns: layers, cycles, heaviest paths. Integers only; it knows no tasks.
 
-Wide stretches of a graph are worked on a layer at a time by numpy, narrow ones a node at a time in plain Python: a
-numpy call costs 1 to 5 us however little it does, a step in Python 0.1 us a node.
+Wide stretches of a graph are worked on a layer at a time by numpy, narrow ones a node at a time in plain Python: the
+dozen numpy calls of a layer cost 10 to 20 us however little they do, a step in Python 0.1 to 0.3 us a node or edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 IndexArray: TypeAlias = NDArray[np.signedinteger[Any]]
 
-_NARROW = 48  # nodes in a layer, below which Python is quicker than numpy
+_NARROW = 48  # nodes in a layer, up to which Python is quicker than numpy
 _WIDE = 2 * _NARROW  # above which numpy takes over again; the gap keeps a graph near the border from going to and fro
-_CHAIN_SHARE = (
-    64  # single-node layers seen, as a share of all nodes, after which chains are worth an index of their own
-)
+_HUB = 256  # successors of one node, above which its layer goes to numpy even if it is narrow
+_SHORT_CHAIN = 32  # nodes, up to which writing them one by one is quicker than as an array
+_PACKABLE = 2**31  # node numbers below this fit into half of a 64-bit key
+_SHOWN = 20  # nodes of a cycle that a message names
 
 
 class CycleFound(ValueError):
@@ -41,10 +43,13 @@ class Adjacency:
     Attributes:
         n_nodes: how many nodes; they are numbered from 0.
         indptr: (n_nodes + 1,), where each node's successors begin in ``indices``.
-        indices: (n_edges,), successors, node by node. Both are int32 where the graph is small enough, else int64.
+        indices: (n_edges,), successors, node by node. Both are int32 where nodes and edges can be counted in it, else
+            int64; `from_edges` makes both read-only.
 
     Example:
         >>> graph = Adjacency.from_edges(4, [0, 0, 1, 2], [1, 2, 3, 3])
+        >>> graph.n_edges, graph.successors(0).tolist()
+        (4, [1, 2])
         >>> longest_path_layers(graph).tolist()
         [0, 1, 1, 2]
     """
@@ -55,31 +60,35 @@ class Adjacency:
 
     @classmethod
     def from_edges(cls, n_nodes: int, sources: ArrayLike, targets: ArrayLike) -> Adjacency:
-        """Build the rows from edges; duplicates are kept.
+        """Build the rows from edges; duplicates are kept and the arrays copied.
 
-        Edges that are not sorted by their source are sorted as packed 64-bit keys, which numpy does at about 20 ns an
-        edge. Cost: O(m log m), or O(m) where they are sorted.
+        Edges whose sources ascend already stay in their order. Others are sorted as packed 64-bit keys, by source and
+        then by target: numpy sorts keys several times quicker than it can tell the order that sorts them (`argsort`).
+        Cost: O(m log m), or O(n + m) where sources ascend.
 
         Args:
             n_nodes: how many nodes.
-            sources: (m,) integers, where each edge begins.
-            targets: (m,) integers, where each ends.
+            sources: (m,) integers of any kind, where each edge begins.
+            targets: (m,) integers of any kind, where each ends.
+
+        Returns:
+            The graph.
 
         Raises:
-            ValueError: arrays of unequal length, or a node that is not there.
+            ValueError: arrays of unequal length or not of integers, or a node that is not there.
+
+        Example:
+            >>> Adjacency.from_edges(3, [2, 0, 0], [1, 2, 1]).indices.tolist()
+            [1, 2, 1]
         """
-        tails, heads = _integers(sources, "sources"), _integers(targets, "targets")
-        _check_edges(n_nodes, tails, heads)
-        dtype: type[np.signedinteger[Any]] = np.int32 if max(n_nodes, len(tails)) < 2**31 - 1 else np.int64
+        tails, heads = _checked_edges(n_nodes, sources, targets)
+        dtype = _index_dtype(n_nodes, len(tails))
         indptr: IndexArray = np.zeros(n_nodes + 1, dtype)
         np.cumsum(np.bincount(tails, minlength=n_nodes), out=indptr[1:])
-        if bool((tails[1:] >= tails[:-1]).all()):
-            return cls(n_nodes, indptr, heads.astype(dtype, copy=False))
-        keys = tails.astype(np.int64) << 32
-        keys |= heads
-        keys.sort()
-        keys &= 0xFFFFFFFF
-        return cls(n_nodes, indptr, keys.astype(dtype))
+        indices = _sorted_beside(tails, heads).astype(dtype)
+        indptr.setflags(write=False)
+        indices.setflags(write=False)
+        return cls(n_nodes, indptr, indices)
 
     @property
     def n_edges(self) -> int:
@@ -91,21 +100,28 @@ class Adjacency:
         return self.indices[self.indptr[node] : self.indptr[node + 1]]
 
     def successors_of(self, nodes: IndexArray) -> IndexArray:
-        """Return the successors of several nodes, one node's after the other's."""
-        starts = self.indptr[nodes]
-        lengths = self.indptr[nodes + 1] - starts
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        places = np.arange(total, dtype=self.indptr.dtype)
-        places += np.repeat(starts - (ends - lengths).astype(self.indptr.dtype), lengths)
-        return self.indices[places]
+        """Return the successors of several nodes, one node's after the other's. Cost: O(nodes + successors).
+
+        Args:
+            nodes: (k,) integers.
+
+        Example:
+            >>> Adjacency.from_edges(3, [0, 0, 1], [1, 2, 2]).successors_of(np.array([1, 0])).tolist()
+            [2, 1, 2]
+        """
+        starts = self.indptr.take(nodes)
+        lengths = self.indptr.take(nodes + 1) - starts
+        ends = np.cumsum(lengths, dtype=self.indptr.dtype)
+        places = np.arange(int(ends[-1]) if len(ends) else 0, dtype=self.indptr.dtype)
+        places += np.repeat(starts - (ends - lengths), lengths)
+        return self.indices.take(places)
 
     def in_degrees(self) -> IndexArray:
         """Count the edges into each node: (n_nodes,) of ``indptr``'s dtype."""
         return np.bincount(self.indices, minlength=self.n_nodes).astype(self.indptr.dtype)
 
     def out_degrees(self) -> IndexArray:
-        """Count the edges out of each node: (n_nodes,)."""
+        """Count the edges out of each node: (n_nodes,) of ``indptr``'s dtype."""
         return np.diff(self.indptr)
 
     def sources(self) -> IndexArray:
@@ -113,24 +129,48 @@ class Adjacency:
         return np.repeat(np.arange(self.n_nodes, dtype=self.indptr.dtype), self.out_degrees())
 
     def reversed(self) -> Adjacency:
-        """Return the graph with every edge turned round: its rows are the predecessors."""
+        """Return the graph with every edge turned round: its rows are the predecessors. Cost: as `from_edges`."""
         return Adjacency.from_edges(self.n_nodes, self.indices, self.sources())
 
     def to_dense(self) -> NDArray[np.bool_]:
-        """Return the matrix: (n_nodes, n_nodes) bool, a row a source. It takes n_nodes squared bytes."""
+        """Return the matrix: (n_nodes, n_nodes) bool, a row a source. It takes n_nodes squared bytes.
+
+        Example:
+            >>> Adjacency.from_edges(2, [0], [1]).to_dense().astype(int).tolist()
+            [[0, 1], [0, 0]]
+        """
         dense = np.zeros((self.n_nodes, self.n_nodes), np.bool_)
         dense[self.sources(), self.indices] = True
         return dense
 
     def descendants(self, nodes: ArrayLike) -> NDArray[np.bool_]:
-        """Mark every node that can be reached from ``nodes`` by at least one edge: (n_nodes,) bool. Cost: O(n + m)."""
-        reached = np.zeros(self.n_nodes, np.bool_)
+        """Mark every node that can be reached from ``nodes`` by at least one edge. Breadth first, cost O(n + m).
+
+        Args:
+            nodes: integers, in any order; one of them is marked only where an edge leads back to it.
+
+        Returns:
+            (n_nodes,) bool.
+
+        Raises:
+            ValueError: ``nodes`` are not integers, or not there.
+
+        Example:
+            >>> Adjacency.from_edges(4, [0, 1, 3], [1, 2, 2]).descendants([0]).tolist()
+            [False, True, True, False]
+        """
         front = np.atleast_1d(_integers(nodes, "nodes"))
+        _check_range(self.n_nodes, front, "nodes")
+        front = np.unique(front.astype(self.indptr.dtype))
+        reached = np.zeros(self.n_nodes, np.bool_)
+        scratch = np.empty(self.n_nodes, self.indptr.dtype)
         while len(front):
+            if len(front) <= _NARROW:
+                front = _mark_plainly(self, front.tolist(), reached)
             after = self.successors_of(front)
-            after = after[~reached[after]]
+            after = after[~reached.take(after)]
             reached[after] = True
-            front = np.unique(after)
+            front = _distinct(after, scratch)
         return reached
 
 
@@ -138,7 +178,8 @@ def longest_path_layers(graph: Adjacency) -> NDArray[np.int32]:
     """Compute each node's layer: the number of edges on the longest path to it from a node without predecessors.
 
     Nodes whose predecessors all have a layer form the next one (A. B. Kahn, 1962, a whole layer at a time).
-    Cost: O(n + m), about 30 ns an edge where layers are wide, 50 to 200 ns a node where they are narrow.
+    Cost: O(n + m), 20 to 40 ns an edge where layers are wide, 0.1 us a node along chains, up to 1 us a node
+    where layers are narrow.
 
     Args:
         graph: the edges.
@@ -157,28 +198,43 @@ def longest_path_layers(graph: Adjacency) -> NDArray[np.int32]:
     layering.run()
     if layering.n_done < graph.n_nodes:
         cycle = _cycle_among(graph, layering.waits > 0)
-        shown = " -> ".join(map(str, [*cycle[:20], *(["..."] if len(cycle) > 20 else []), cycle[0]]))
-        raise CycleFound(f"the graph has a cycle: {shown}. Take out one of its edges.", cycle)
+        shown = [*map(str, cycle[:_SHOWN]), *(["..."] if len(cycle) > _SHOWN else []), str(cycle[0])]
+        raise CycleFound(f"the graph has a cycle: {' -> '.join(shown)}. Take out one of its edges.", cycle)
     return layering.layer
 
 
 def find_cycle(graph: Adjacency) -> list[int] | None:
-    """Return the nodes of a cycle in order, the first not repeated at the end; None without one. Cost: O(n + m)."""
+    """Find a cycle: peel off what lies on none by layering, then walk back from any node that is left. Cost: O(n + m).
+
+    Args:
+        graph: the edges.
+
+    Returns:
+        The nodes of a cycle in order, the first not repeated at the end (a node that leads to itself is a cycle of
+        one); None without a cycle.
+
+    Example:
+        >>> find_cycle(Adjacency.from_edges(3, [0, 1], [1, 1]))
+        [1]
+    """
     layering = _Layering(graph)
     layering.run()
     return None if layering.n_done == graph.n_nodes else _cycle_among(graph, layering.waits > 0)
 
 
 def critical_path(graph: Adjacency, weights: ArrayLike) -> tuple[list[int], float]:
-    """Return the heaviest path and its weight, the sum of its nodes'. Cost: O(n + m).
+    """Find the heaviest path, a path's weight being the sum of its nodes' (J. E. Kelley, 1961). Cost: O(n + m).
 
     Args:
         graph: the edges.
         weights: (n_nodes,) float64, not negative.
 
+    Returns:
+        The nodes of the path in order, and its weight; no nodes and 0.0 for a graph without nodes.
+
     Raises:
         CycleFound: with the path of a cycle.
-        ValueError: weights of another length, or negative ones.
+        ValueError: weights of another length, negative ones, or NaN.
 
     Example:
         >>> critical_path(Adjacency.from_edges(3, [0, 0], [1, 2]), [1.0, 5.0, 2.0])
@@ -187,16 +243,12 @@ def critical_path(graph: Adjacency, weights: ArrayLike) -> tuple[list[int], floa
     remaining = longest_remaining(graph, weights)
     if not graph.n_nodes:
         return [], 0.0
-    node = int(np.argmax(remaining))
-    path, total = [node], float(remaining[node])
-    while len(after := graph.successors(node)):
-        node = int(after[np.argmax(remaining[after])])
-        path.append(node)
-    return path, total
+    first = int(np.argmax(remaining))
+    return _heaviest_walk(graph, first, remaining), float(remaining[first])
 
 
 def longest_remaining(graph: Adjacency, weights: ArrayLike) -> NDArray[np.float64]:
-    """Compute for each node its weight plus the heaviest path behind it. Cost: O(n + m).
+    """Compute for each node its weight plus the heaviest path behind it, last layer first. Cost: O(n log n + m).
 
     Args:
         graph: the edges.
@@ -207,22 +259,19 @@ def longest_remaining(graph: Adjacency, weights: ArrayLike) -> NDArray[np.float6
 
     Raises:
         CycleFound: with the path of a cycle.
-        ValueError: weights of another length, or negative ones.
+        ValueError: weights of another length, negative ones, or NaN.
+
+    Example:
+        >>> longest_remaining(Adjacency.from_edges(3, [0, 0], [1, 2]), [1.0, 5.0, 2.0]).tolist()
+        [6.0, 5.0, 2.0]
     """
     remaining = np.array(weights, np.float64)
-    if remaining.shape != (graph.n_nodes,) or bool((remaining < 0).any()):
-        raise ValueError(f"weights must be {graph.n_nodes} numbers that are not negative, got {remaining.shape}.")
+    _check_weights(graph.n_nodes, remaining)
     layers = longest_path_layers(graph)
-    order = np.argsort(layers, kind="stable")
-    ends = np.cumsum(np.bincount(layers)).tolist() if graph.n_nodes else []
-    end = len(order)
-    for start in reversed([0, *ends[:-1]]):
-        nodes = order[start:end]
-        if len(nodes) > _NARROW:
-            _add_heaviest_successor(graph, nodes, remaining)
-        else:
-            _add_heaviest_successor_plainly(graph, nodes.tolist(), remaining)
-        end = start
+    order = _sorted_beside(layers, np.arange(graph.n_nodes, dtype=graph.indptr.dtype))
+    for start, end, is_wide in reversed(_stretches(graph, layers)):
+        add_heaviest = _add_heaviest if is_wide else _add_heaviest_plainly
+        add_heaviest(graph, order[start:end], remaining)
     return remaining
 
 
@@ -231,52 +280,45 @@ class _Layering:
 
     def __init__(self, graph: Adjacency) -> None:
         self.graph = graph
-        self.waits = graph.in_degrees()
+        self._n_before = graph.in_degrees()
+        self.waits = self._n_before.copy()
         self.layer = np.zeros(graph.n_nodes, np.int32)
         self.n_done = 0
         self._depth = 0
+        # Of the waits' own dtype: `subtract.at` is 20 times slower where it has to cast (numpy 2.4).
+        self._one = self.waits.dtype.type(1)
         self._scratch = np.empty(graph.n_nodes, graph.indptr.dtype)
-        self._n_single = 0
-        self._next_in_chain: list[int] | None = None
 
     def run(self) -> None:
         front: IndexArray = np.flatnonzero(self.waits == 0).astype(self.graph.indptr.dtype)
         while len(front):
-            front = self._wide(front) if len(front) > _NARROW else self._narrow(front.tolist())
+            front = self._settle(front)
+            if 0 < len(front) <= _NARROW:
+                front = self._walk(front.tolist())
 
-    def _wide(self, front: IndexArray) -> IndexArray:
+    def _settle(self, front: IndexArray) -> IndexArray:
         """Settle one layer by numpy and return the next."""
-        graph, waits = self.graph, self.waits
         self.layer[front] = self._depth
         self._depth += 1
         self.n_done += len(front)
-        after = graph.successors_of(front)
-        if len(after) > graph.n_nodes // 8:  # counting all nodes is then quicker than counting off one by one
-            waits -= np.bincount(after, minlength=graph.n_nodes).astype(waits.dtype)
-        else:
-            np.subtract.at(waits, after, 1)
-        free = after[waits[after] == 0]
-        # Keep one of each: of all places of a node in `free`, the scratch remembers the last.
-        places = np.arange(len(free), dtype=self._scratch.dtype)
-        self._scratch[free] = places
-        following: IndexArray = free[self._scratch[free] == places]
-        return following
+        after = self.graph.successors_of(front)
+        np.subtract.at(self.waits, after, self._one)
+        return _distinct(after[self.waits.take(after) == 0], self._scratch)
 
-    def _narrow(self, front: list[int]) -> IndexArray:
-        """Settle layers in Python until one is wide, and return that."""
+    def _walk(self, front: list[int]) -> IndexArray:
+        """Settle layers in Python until one is wide or has a hub, and return that. One loop: calls would double it."""
         starts, ends = self.graph.indptr.data, self.graph.indptr[1:].data
         indices, waits, layer = self.graph.indices.data, self.waits.data, self.layer.data
-        depth = self._depth
+        links, hubs, depth = self._links.data, self._hubs, self._depth
         while front and len(front) <= _WIDE:
-            if len(front) == 1:
-                self._n_single += 1
-                if self._n_single * _CHAIN_SHARE > self.graph.n_nodes:
-                    front, depth = self._follow_chain(front[0], depth)
+            if len(front) == 1 and links[front[0]] >= 0:
+                front, depth = self._settle_chain(front[0], depth)
+            if hubs and not hubs.isdisjoint(front):
+                break
             following = []
             for node in front:
                 layer[node] = depth
-                for place in range(starts[node], ends[node]):
-                    after = indices[place]
+                for after in indices[starts[node] : ends[node]]:
                     left = waits[after] - 1
                     waits[after] = left
                     if not left:
@@ -287,35 +329,46 @@ class _Layering:
         self._depth = depth
         return np.array(front, self.graph.indptr.dtype)
 
-    def _follow_chain(self, node: int, depth: int) -> tuple[list[int], int]:
-        """Settle the nodes from ``node`` on that have one successor which has no other predecessor.
+    def _settle_chain(self, node: int, depth: int) -> tuple[list[int], int]:
+        """Settle nodes from ``node`` on as long as one alone leads to the next alone.
+
+        It comes to an end: nothing outside leads into a ring of such nodes.
 
         Returns:
-            The chain's last node, not settled yet, and its depth.
+            The first node that is not settled, as a layer, and its depth.
         """
-        if self._next_in_chain is None:
-            self._next_in_chain = _chain_links(self.graph)
-        links, path = self._next_in_chain, []
+        links, path = self._links.data, []
         while (after := links[node]) >= 0:
             path.append(node)
             node = after
-        if path:
-            settled = np.array(path, np.int64)
-            self.layer[settled] = np.arange(depth, depth + len(path))
-            self.waits[settled] = 0
-            self.waits[node] = 0
-            self.n_done += len(path)
-        return [node], depth + len(path)
+        self.n_done += len(path)
+        depth += len(path)
+        if len(path) > _SHORT_CHAIN:
+            self.layer[path] = np.arange(depth - len(path), depth)
+            self.waits[path] = 0
+        else:
+            layer, waits = self.layer.data, self.waits.data
+            for back, settled in enumerate(reversed(path), 1):
+                layer[settled] = depth - back
+                waits[settled] = 0
+        self.waits[node] = 0
+        return [node], depth
 
+    @cached_property
+    def _links(self) -> IndexArray:
+        """Each node's successor if that is its only one and has no other predecessor, else -1."""
+        graph = self.graph
+        links: IndexArray = np.full(graph.n_nodes, -1, graph.indptr.dtype)
+        single = np.flatnonzero(graph.out_degrees() == 1)
+        after = graph.indices.take(graph.indptr.take(single))
+        alone = self._n_before.take(after) == 1
+        links[single[alone]] = after[alone]
+        return links
 
-def _chain_links(graph: Adjacency) -> list[int]:
-    """Return each node's successor if that is its only one and has no other predecessor, else -1."""
-    links = np.full(graph.n_nodes, -1, np.int64)
-    single = np.flatnonzero(graph.out_degrees() == 1)
-    after = graph.indices[graph.indptr[single]]
-    alone = graph.in_degrees()[after] == 1
-    links[single[alone]] = after[alone]
-    return links.tolist()
+    @cached_property
+    def _hubs(self) -> frozenset[int]:
+        """The nodes whose successors are many enough for numpy."""
+        return frozenset(np.flatnonzero(self.graph.out_degrees() > _HUB).tolist())
 
 
 def _cycle_among(graph: Adjacency, left: NDArray[np.bool_]) -> list[int]:
@@ -324,31 +377,108 @@ def _cycle_among(graph: Adjacency, left: NDArray[np.bool_]) -> list[int]:
     inside = left[sources] & left[graph.indices]
     before = np.full(graph.n_nodes, -1, np.int64)
     before[graph.indices[inside]] = sources[inside]
-    node = int(np.argmax(left))
-    seen: dict[int, int] = {}
-    path: list[int] = []
+    links, node = before.data, int(np.argmax(left))
+    seen: dict[int, None] = {}
     while node not in seen:
-        seen[node] = len(path)
+        seen[node] = None
+        node = links[node]
+    path = list(seen)
+    return path[path.index(node) :][::-1]
+
+
+def _stretches(graph: Adjacency, layers: NDArray[np.int32]) -> list[tuple[int, int, bool]]:
+    """Cut the nodes in the order of their layers: each wide layer is a stretch, and so are narrow ones in a row.
+
+    Returns:
+        Start, end and whether it is wide, a stretch.
+    """
+    n_nodes = np.bincount(layers)
+    n_edges = np.bincount(layers, weights=graph.out_degrees())
+    is_wide = (n_nodes > _NARROW) | (n_edges > _HUB)
+    begins = is_wide.copy()
+    begins[:1] = True
+    begins[1:] |= is_wide[:-1]
+    starts = (np.cumsum(n_nodes) - n_nodes)[begins].tolist()
+    return list(zip(starts, [*starts[1:], graph.n_nodes], is_wide[begins].tolist(), strict=False))
+
+
+def _add_heaviest(graph: Adjacency, nodes: IndexArray, remaining: NDArray[np.float64]) -> None:
+    """Add to the nodes of one layer the heaviest of their successors, by numpy."""
+    lengths = graph.indptr.take(nodes + 1) - graph.indptr.take(nodes)
+    nodes, lengths = nodes[lengths > 0], lengths[lengths > 0]
+    if len(nodes):
+        starts = np.cumsum(lengths) - lengths
+        remaining[nodes] += np.maximum.reduceat(remaining.take(graph.successors_of(nodes)), starts)
+
+
+def _add_heaviest_plainly(graph: Adjacency, nodes: IndexArray, remaining: NDArray[np.float64]) -> None:
+    """Add to the nodes of several layers the heaviest of their successors, last node first."""
+    starts, ends = graph.indptr.data, graph.indptr[1:].data
+    indices, values = graph.indices.data, remaining.data
+    for node in reversed(nodes.tolist()):
+        start, end = starts[node], ends[node]
+        if end - start == 1:
+            values[node] += values[indices[start]]
+        elif end > start:
+            values[node] += max([values[after] for after in indices[start:end]])
+
+
+def _heaviest_walk(graph: Adjacency, node: int, remaining: NDArray[np.float64]) -> list[int]:
+    """Follow the heaviest successor from ``node`` to a node without successors."""
+    starts, ends = graph.indptr.data, graph.indptr[1:].data
+    indices, values = graph.indices.data, remaining.data
+    path = [node]
+    while (n_after := ends[node] - starts[node]) > 0:
+        if n_after > _HUB:
+            after = graph.successors(node)
+            node = int(after[np.argmax(remaining.take(after))])
+        else:
+            node = max(indices[starts[node] : ends[node]], key=values.__getitem__)
         path.append(node)
-        node = int(before[node])
-    return path[seen[node] :][::-1]
+    return path
 
 
-def _add_heaviest_successor(graph: Adjacency, nodes: NDArray[np.intp], remaining: NDArray[np.float64]) -> None:
-    nodes = nodes[graph.indptr[nodes + 1] > graph.indptr[nodes]]
-    if not len(nodes):
-        return
-    lengths = graph.indptr[nodes + 1] - graph.indptr[nodes]
-    starts = np.cumsum(lengths) - lengths
-    remaining[nodes] += np.maximum.reduceat(remaining[graph.successors_of(nodes)], starts)
+def _mark_plainly(graph: Adjacency, front: list[int], reached: NDArray[np.bool_]) -> IndexArray:
+    """Mark what can be reached, layer by layer in Python, until a layer is wide or done; return that."""
+    starts, ends = graph.indptr.data, graph.indptr[1:].data
+    indices, marks = graph.indices.data, reached.data
+    while front and len(front) <= _WIDE:
+        following = []
+        for node in front:
+            for after in indices[starts[node] : ends[node]]:
+                if not marks[after]:
+                    marks[after] = True
+                    following.append(after)
+        front = following
+    return np.array(front, graph.indptr.dtype)
 
 
-def _add_heaviest_successor_plainly(graph: Adjacency, nodes: list[int], remaining: NDArray[np.float64]) -> None:
-    starts, indices, values = graph.indptr.data, graph.indices.data, remaining.data
-    for node in nodes:
-        after = indices[starts[node] : starts[node + 1]]
-        if len(after):
-            values[node] += max([values[i] for i in after])
+def _distinct(nodes: IndexArray, scratch: IndexArray) -> IndexArray:
+    """Keep one of each node without sorting: of all places of a node, ``scratch`` (n_nodes,) remembers the last."""
+    places = np.arange(len(nodes), dtype=scratch.dtype)
+    scratch[nodes] = places
+    kept: IndexArray = nodes[scratch.take(nodes) == places]
+    return kept
+
+
+def _sorted_beside(keys: IndexArray, values: IndexArray) -> IndexArray:
+    """Return values by key and then by value, or as they are where keys ascend. Both are below 2**63, not negative."""
+    if bool((keys[1:] >= keys[:-1]).all()):
+        return values
+    if max(int(keys.max()), int(values.max())) >= _PACKABLE:
+        ordered: IndexArray = values[np.lexsort((values, keys))]
+        return ordered
+    packed = keys.astype(np.int64)
+    packed <<= 32
+    packed |= values
+    packed.sort()  # 12 ns a key by AVX2, yet 80 by AVX-512 on some AMD processors (numpy 2.4): most of `from_edges`
+    packed &= 0xFFFFFFFF
+    return packed
+
+
+def _index_dtype(n_nodes: int, n_edges: int) -> type[np.signedinteger[Any]]:
+    """Return the smallest type that counts nodes and edges."""
+    return np.int32 if max(n_nodes, n_edges) < 2**31 - 1 else np.int64
 
 
 def _integers(values: ArrayLike, name: str) -> IndexArray:
@@ -360,12 +490,33 @@ def _integers(values: ArrayLike, name: str) -> IndexArray:
     return array
 
 
-def _check_edges(n_nodes: int, sources: IndexArray, targets: IndexArray) -> None:
-    if sources.shape != targets.shape or sources.ndim != 1:
+def _checked_edges(n_nodes: int, sources: ArrayLike, targets: ArrayLike) -> tuple[IndexArray, IndexArray]:
+    if n_nodes < 0:
+        raise ValueError(f"n_nodes is {n_nodes}, and there are no fewer than none. Give 0 or more.")
+    tails, heads = _integers(sources, "sources"), _integers(targets, "targets")
+    if tails.shape != heads.shape or tails.ndim != 1:
         raise ValueError(
-            f"an edge has a source and a target, got {sources.shape} and {targets.shape}. Give two lists of one length."
+            f"an edge has a source and a target, got {tails.shape} and {heads.shape}. Give two lists of one length."
         )
-    for name, array in (("sources", sources), ("targets", targets)):
-        if len(array) and (int(array.min()) < 0 or int(array.max()) >= n_nodes):
-            bad = int(array.min()) if int(array.min()) < 0 else int(array.max())
-            raise ValueError(f"{name} holds {bad}, and the nodes are 0 to {n_nodes - 1}. Give more nodes, or mend it.")
+    _check_range(n_nodes, tails, "sources")
+    _check_range(n_nodes, heads, "targets")
+    # numpy does not mix uint64 with signed integers; what is in range fits.
+    return tails.astype(np.int64, copy=False), heads.astype(np.int64, copy=False)
+
+
+def _check_range(n_nodes: int, nodes: IndexArray, name: str) -> None:
+    if not nodes.size:
+        return
+    lowest, highest = int(nodes.min()), int(nodes.max())
+    if lowest < 0 or highest >= n_nodes:
+        there = f"the nodes are 0 to {n_nodes - 1}" if n_nodes else "there are no nodes"
+        raise ValueError(f"{name} holds {lowest if lowest < 0 else highest}, and {there}. Give more nodes, or mend it.")
+
+
+def _check_weights(n_nodes: int, weights: NDArray[np.float64]) -> None:
+    if weights.shape != (n_nodes,):
+        raise ValueError(f"weights must be {n_nodes} numbers, got shape {weights.shape}. Give one for each node.")
+    bad = ~(weights >= 0)  # NaN as well
+    if bool(bad.any()):
+        node = int(np.argmax(bad))
+        raise ValueError(f"weights[{node}] is {weights[node]}, and weights are not negative. Give 0 or more.")

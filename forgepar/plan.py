@@ -6,6 +6,7 @@ layer is a slice and a batch (tasks of one template) a slice of that; `Plan.grou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +23,8 @@ from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 IntArray: TypeAlias = NDArray[np.int32]
 # Tasks by number: consecutive ones as a range, which a numpy or list slice can take.
 Tasks: TypeAlias = range | IntArray
+
+_ORDINAL = re.compile("0|[1-9][0-9]{0,17}")
 
 
 class Plan:
@@ -191,12 +194,12 @@ class Plan:
         base_of = np.array([numbers[base] for base in bases] or [0], np.int32)[self.template_of]
         tasks = np.argsort(base_of, kind="stable").astype(np.int32)
         ends = np.cumsum(np.bincount(base_of, minlength=len(numbers)))[:-1]
-        return dict(zip(numbers, np.split(tasks, ends), strict=True))
+        return dict(zip(numbers, np.split(tasks, ends), strict=True)) if numbers else {}
 
     def _find_derived(self, name: str) -> int | None:
         base, dash, digits = name.rpartition("-")
         places = [(name, -1)]
-        if dash and digits.isdecimal() and digits == str(int(digits)):
+        if dash and _ORDINAL.fullmatch(digits):
             places.append((base, int(digits)))
         for base, ordinal in places:
             tasks = self._by_base.get(base)

@@ -37,14 +37,16 @@ class Cargo:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.callables = [_pickle_callable(plan, number) for number in range(len(plan.callables))]
+        self._used = set(np.unique(plan.template_of).tolist())  # a refused declaration may have left others
+        numbers = sorted({plan.callable_of[template] for template in self._used})
+        self.callables = {number: _pickle_callable(plan, number) for number in numbers}
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
 
     def _check_constants(self) -> None:
-        for i, template in enumerate(self.plan.templates):
-            for name, value in template.shared.items():
-                _check(value, self.plan, i, f"kwargs[{name!r}]")
+        for number in self._used:
+            for name, value in self.plan.templates[number].shared.items():
+                _check(value, self.plan, number, f"kwargs[{name!r}]")
         if self.has_plain_constants:
             return
         starts = self.plan.constant_start

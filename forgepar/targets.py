@@ -36,6 +36,8 @@ def load_workflow(target: str, parameters: Mapping[str, str]) -> Workflow:
         TargetError: nothing there, or not a workflow.
     """
     place, _, attribute = target.rpartition(":") if ":" in target else (target, "", DEFAULT_ATTRIBUTE)
+    if not place or place.startswith("."):
+        raise TargetError(f"{target!r} names no module. Give package.module:attr, or path/to/file.py:attr.")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     found: Any = module
     for part in attribute.split("."):
@@ -72,6 +74,8 @@ def _import_file(path: Path) -> types.ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise TargetError(f"there is no file {path}. Give path/to/file.py:attr.")
+    if "." in path.stem:
+        raise TargetError(f"{path.name} cannot be imported, for the dot in its name. Rename the file.")
     _prepend(str(path.parent))
     module = importlib.import_module(path.stem)
     if module.__file__ is None or Path(module.__file__).resolve() != path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -35,7 +35,8 @@ class Options:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise WorkflowError(f"name={self.name!r} cannot name a task. Give a string that is not empty.")
         given: Any = self.after
-        after = (given,) if isinstance(given, (TaskHandle, TaskHandles)) else tuple(given)
+        is_one = isinstance(given, (TaskHandle, TaskHandles)) or not isinstance(given, Iterable)
+        after = (given,) if is_one else tuple(given)
         for handle in after:
             if not isinstance(handle, (TaskHandle, TaskHandles)):
                 raise WorkflowError(
@@ -56,7 +57,7 @@ class Task(Generic[P, R]):
 
     def __init__(self, fn: Callable[P, R], options: Options) -> None:
         self.__qualname__ = ""  # as the function's, where it has one
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())  # its attributes are its own: they could hide a task's methods
         self.fn = fn
         self.task_options = options
 

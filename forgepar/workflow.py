@@ -250,7 +250,9 @@ class Workflow:
         """
         if not len(self):
             raise EmptyWorkflow(f"workflow {self.name!r} has no task. Add one with Workflow.add or map.")
-        self.plan().check_names()
+        plan = self.plan()
+        plan.check_names()
+        plan.layers  # noqa: B018  (they cannot be had of a cycle)
 
     def plan(self) -> Any:
         """Return the workflow frozen as a `Plan`; made anew only when the workflow has changed."""
@@ -321,9 +323,9 @@ class Workflow:
             constants.append(value)
             return CONSTANT
         held = len(references)
-        constants.append(lift(value, lambda part: self._take(part, references)))
-        holes = len(references) - held
-        return NESTED + holes if holes or isinstance(value, TaskHandles) else CONSTANT
+        lifted = lift(value, lambda part: self._take(part, references))
+        constants.append(lifted)
+        return CONSTANT if lifted is value else NESTED + len(references) - held
 
     def _take(self, part: Any, references: list[int]) -> Hole | HoleRun | None:
         """Give the hole for a handle or a run of them, and note what it refers to."""
@@ -351,8 +353,7 @@ class Workflow:
 
     def _refuse_handles(self, name: str, value: Any) -> None:
         found: list[int] = []
-        lift(value, lambda part: self._take(part, found))
-        if found or isinstance(value, TaskHandles):
+        if lift(value, lambda part: self._take(part, found)) is not value:
             raise WorkflowError(
                 f"map() got a handle in its constant {name!r}, which all tasks share. "
                 "Give it as an iterable, [handle] * n, or add the tasks one by one."

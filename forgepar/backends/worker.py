@@ -25,11 +25,11 @@ import cloudpickle
 
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
-from forgepar.backends.wire import Batch, Failure, Hello, Reply, connect, pack, unpack
+from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.errors import TaskExited, UnpicklableResult
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
-from forgepar.values.codec import FIXED, Wire, decode, encode
+from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
 _THREAD_VARIABLES = (
@@ -148,22 +148,28 @@ class Worker:
         if batch.run != self._run:
             self._forget()
             self._run = batch.run
-        for number, pickled in batch.callables:
-            loaded = pickle.loads(pickled)
-            self._callables[number] = loaded.fn if isinstance(loaded, Task) else loaded
-        for template in batch.templates:
-            shared = {name: decode(wire, self._arena) for name, wire in template.shared.items()}
-            layout = Layout(*template.layout)
-            is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
-            self._calls[template.number] = _Call(self._callables[template.callable], layout, shared, is_direct)
-        call = self._calls[batch.template]
         values = self._take_in(batch.values)
+        for number, pickled in batch.callables:
+            self._callables[number] = _load_callable(pickled)
+        for template in batch.templates:
+            self._calls[template.number] = self._make_call(template)
+        call = self._calls[batch.template]
         for task in batch.drop:  # only now: the values just taken in may have been the reason
             self._kept.pop(task, None)
         references = array("i", batch.references)
         flat = [values[i] for i in references] if references else values
         coded = tuple in set(map(type, values)) or tuple in set(map(type, batch.constants))
         return self._callee(call, coded=coded), _rows(call.layout, batch.n_tasks, flat, batch.constants)
+
+    def _make_call(self, template: Template) -> _Call:
+        layout = Layout(*template.layout)
+        function, shared = self._callables[template.callable], {}
+        try:
+            shared = {name: decode(wire, self._arena) for name, wire in template.shared.items()}
+        except Exception as error:
+            function = _raiser(error)
+        is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
+        return _Call(function, layout, shared, is_direct)
 
     def _take_in(self, values: list[Wire]) -> list[Wire]:
         """Keep the values that came to be kept, and look up those that were kept before."""
@@ -218,7 +224,8 @@ class Worker:
             raise error
         if not isinstance(error, Exception):
             error = _ordinary(error)
-        text = "".join(traceback.format_exception(error.with_traceback(_own_frames_cut(error))))
+        _cut_own_frames(error)
+        text = "".join(traceback.format_exception(error))
         kind = type(error)
         return Failure(position, _pickled(error), f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text)
 
@@ -269,6 +276,22 @@ def _task_number(batch: Batch, position: int) -> int:
     return batch.tasks + position if isinstance(batch.tasks, int) else array("i", batch.tasks)[position]
 
 
+def _load_callable(pickled: bytes) -> Callable[..., Any]:
+    """Unpickle a callable. It is sent once, so where that fails every task of it is to fail for the same reason."""
+    try:
+        loaded: Callable[..., Any] = pickle.loads(pickled)
+    except Exception as error:
+        return _raiser(error)
+    return loaded.fn if isinstance(loaded, Task) else loaded
+
+
+def _raiser(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def _ordinary(error: BaseException) -> TaskExited:
     """Stand in for an exception that is no `Exception` and so belongs in no `ExceptionGroup`."""
     if isinstance(error, SystemExit):
@@ -277,7 +300,7 @@ def _ordinary(error: BaseException) -> TaskExited:
     else:
         message = f"the task raised {type(error).__name__}({_text_of(error)}). Raise an Exception instead."
         code = _text_of(error)
-    stand_in = TaskExited(message, code=code if type(code) in FIXED else repr(code))
+    stand_in = TaskExited(message, code=code if type(code) in ATOMIC else repr(code))
     return stand_in.with_traceback(error.__traceback__)
 
 
@@ -299,11 +322,17 @@ def _text_of(error: BaseException) -> str:
         return "(its text cannot be had: its __str__ raises)"
 
 
-def _own_frames_cut(error: BaseException) -> Any:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return trace or error.__traceback__
+def _cut_own_frames(error: BaseException) -> None:
+    """Take this module's frames off the front of an exception's traceback, and of those it came from."""
+    seen: set[int] = set()
+    chain: BaseException | None = error
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        trace = chain.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        chain.__traceback__ = trace
+        chain = chain.__cause__ or chain.__context__
 
 
 def _settle(threads: int, inherited: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register numpy's ke
 _PREFIX = "forgepar"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of our own, mode 0700, is made in it)
 _LEAST_FREE = 1 << 30  # bytes; containers give 64 MiB, which one value could fill
+_PROCESSES = Path("/proc")
 _counter = itertools.count()
 
 
@@ -72,6 +74,8 @@ class Arena:
     def read(self, segment: Segment) -> list[memoryview]:
         """Map a segment read-only and return a view of each of its parts."""
         name, *lengths = segment
+        if not any(lengths):
+            return [memoryview(b"") for _ in lengths]  # an empty file cannot be mapped
         descriptor = os.open(self._prefix + str(name), os.O_RDONLY)
         try:
             whole = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
@@ -132,19 +136,29 @@ def _remove(folder: str | Path) -> None:
 
 def _sweep(root: Path) -> None:
     """Remove the arenas of this user in ``root`` whose owner no longer runs."""
-    mark = f"{_PREFIX}-{os.getuid()}-"
+    arena_name = re.compile(rf"{_PREFIX}-{os.getuid()}-(\d+)-(\d+)-[0-9a-f]+")
     try:
-        found = [entry for entry in os.scandir(root) if entry.name.startswith(mark)]
+        found = [(entry, arena_name.fullmatch(entry.name)) for entry in os.scandir(root)]
     except OSError:
         return
-    for entry in found:
-        _, _, pid, start, _ = entry.name.split("-", 4)
-        if _start_time(int(pid)) != start and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-            _remove(entry.path)
+    for entry, match in found:
+        with suppress(FileNotFoundError):  # another run may be sweeping as well
+            if match and _start_time(int(match[1])) != match[2] and _is_mine(entry):
+                _remove(entry.path)
+
+
+def _is_mine(entry: os.DirEntry[str]) -> bool:
+    return entry.stat(follow_symlinks=False).st_uid == os.getuid()
 
 
 def _start_time(pid: int) -> str:
-    """Tell when a process started, as whole milliseconds; empty if it does not run."""
+    """Tell when a process started, in a unit that setting the clock does not change; empty if it does not run."""
+    if (_PROCESSES / "self" / "stat").exists():
+        try:
+            fields = (_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        return "" if fields[0] in "ZX" else fields[19]  # clock ticks from the boot to the start
     import psutil
 
     try:
