@@ -1,6 +1,6 @@
 """``python -m benchmarks [WORKLOAD ...]``: one table a workload, measured in one run.
 
-python -m benchmarks layer_tracking overhead --repeat 5 --markdown table.md
+python -m benchmarks overhead metg --repeat 5 --systems forgepar,joblib --markdown tables.md
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks._common import Row, as_text, machine, parser, report
+from benchmarks._common import Row, as_text, machine, measure, parser, report
 
 WORKLOADS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/run.py"))
 
@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = arguments_of.parse_args(argv)
     if unknown := set(arguments.workloads) - set(WORKLOADS):
         arguments_of.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
-    print(machine(), end="\n\n")
+    print(machine(), end="\n\n", flush=True)
     tables: list[tuple[str, list[Row]]] = []
     for name in arguments.workloads or WORKLOADS:
         module = importlib.import_module(f"benchmarks.{name}.run")
-        rows = module.rows(arguments.small, arguments.repeat or (1 if arguments.small else 5))
+        rows = measure(module.rows, arguments)
         print(as_text(module.TITLE, rows), flush=True)
         tables.append((module.TITLE, rows))
     report(tables, arguments)

@@ -91,7 +91,7 @@ def test_layers_of_shapes_that_switch_between_wide_and_narrow(widths):
 
 
 def everything_between(widths):
-    """Edges of layers of these widths, each node waiting for all of the one before; what stands alone before many is a hub."""
+    """Edges of layers of these widths, each node waiting for all of the layer before, so that there are hubs."""
     starts = [0, *itertools.accumulate(widths)]
     layers = [range(a, b) for a, b in itertools.pairwise(starts)]
     return starts[-1], [edge for two in itertools.pairwise(layers) for edge in itertools.product(*two)]

@@ -1,0 +1,1 @@
+"""How quickly edges become layers, beside graph libraries written in other languages."""

@@ -1,0 +1,1 @@
+"""Time and memory a task, from a thousand tasks to a million."""

@@ -1,0 +1,1 @@
+"""What it takes until something runs."""
