@@ -158,19 +158,20 @@ class Plan:
         """
         if name in self._explicit_index:
             return self._explicit_index[name]
-        found = self._find_derived(name)
-        if found is None:
+        found = self._derived(name)
+        if not found:
             raise UnknownTask(
                 f"workflow {self.workflow_name!r} has no task named {name!r}. "
                 "Workflow.execution_layers() lists the names."
             )
-        return found
+        return found[0]
 
     def check_names(self) -> None:
         """Raise `DuplicateTaskName` where a name that was given is also one that was derived."""
-        for task, name in self._explicit.items():
-            other = self._find_derived(name)
-            if other is not None and other != task:
+        bare = ((int(tasks[0]), base) for base, tasks in self._by_base.items() if "-" in base)
+        for task, name in [*self._explicit.items(), *bare]:
+            others = [other for other in self._derived(name) if other != task]
+            if others and self.name(task) == name:
                 raise DuplicateTaskName(
                     f"task {name!r} has the name that another task derives from its callable. "
                     "Give one of them another name=.",
@@ -196,19 +197,21 @@ class Plan:
         ends = np.cumsum(np.bincount(base_of, minlength=len(numbers)))[:-1]
         return dict(zip(numbers, np.split(tasks, ends), strict=True)) if numbers else {}
 
-    def _find_derived(self, name: str) -> int | None:
+    def _derived(self, name: str) -> list[int]:
+        """Return the tasks that derive this name: one, none, or two where a callable's own name ends in a number."""
         base, dash, digits = name.rpartition("-")
         places = [(name, -1)]
         if dash and _ORDINAL.fullmatch(digits):
             places.append((base, int(digits)))
+        found = []
         for base, ordinal in places:
-            tasks = self._by_base.get(base)
+            tasks = self._by_base.get(base, ())
             place = max(ordinal, 0)
-            if tasks is not None and place < len(tasks):
+            if place < len(tasks):
                 task = int(tasks[place])
                 if self._ordinals[task] == ordinal and task not in self._explicit:
-                    return task
-        return None
+                    found.append(task)
+        return found
 
 
 def as_tasks(numbers: IntArray) -> Tasks:

@@ -196,6 +196,7 @@ class _Held:
 
     def add(self, task: int, wire: Wire) -> None:
         """Note one more small value, and drop the least recently used ones for it."""
+        self._n_bytes -= self._blobs.pop(task, 0)
         self._blobs[task] = size = wire_bytes(wire)
         self._dropped.discard(task)
         self._n_bytes += size

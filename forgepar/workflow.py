@@ -209,6 +209,8 @@ class Workflow:
             if task.workflow is not self:
                 raise _foreign(task, self)
             return task.index
+        if not isinstance(task, str):
+            raise WorkflowError(f"{task!r} names no task. Give one handle, or a task's name.")
         found: int = self.plan().find(task)
         return found
 

@@ -187,7 +187,7 @@ def test_eager_takes_the_longest_remaining_path_first():
     state.weigh_tasks(np.array([1.0, 2.0, 9.0, 1.0, 1.0]))
     assert numbers(state.take(1)) == [2]
     state.completed(range(1))
-    assert numbers(state.take(1)) in ([1], [3])
+    assert numbers(state.take(1)) == [1]  # as long as what is behind 3, and the lower number
 
 
 def test_weighing_takes_what_is_unknown_for_typical():

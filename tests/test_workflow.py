@@ -618,3 +618,23 @@ def test_a_task_refers_to_itself_where_its_module_has_it():
     """What its module calls by this name is the task, so that is what must travel, not the function it holds."""
     assert marked.portable() is marked
     assert fp.task(load).portable() is load
+
+
+def test_a_callables_name_that_ends_in_a_number_may_not_be_anothers_derived_one():
+    def numbered(x):
+        return x
+
+    numbered.__name__ = "load-1"
+    wf = fp.Workflow()
+    wf.add(load)
+    wf.add(load)
+    wf.add(numbered, 1)
+    with pytest.raises(fp.DuplicateTaskName, match="'load-1'"):
+        wf.check_runnable()
+
+
+def test_many_handles_do_not_name_one_task():
+    wf = fp.Workflow()
+    handles = wf.map(load, range(2))
+    with pytest.raises(fp.WorkflowError, match=r"names no task\. Give one handle"):
+        wf.add_dependency(handles[0], after=handles)

@@ -51,7 +51,10 @@ def encode(value: Any, arena: Arena) -> Wire:
 
 
 def decode(wire: Wire, arena: Arena) -> Any:
-    """Turn back what `encode` made. Arrays of a shared value are read-only views of its segment."""
+    """Turn back what `encode` made. Arrays of a shared value are read-only views of its segment.
+
+    Those of datetime64 and timedelta64 are copies: numpy pickles them without buffers.
+    """
     if type(wire) is not tuple:
         return wire
     if type(wire[0]) is bytes:
