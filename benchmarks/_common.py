@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -26,11 +27,14 @@ _PACKAGES = ("forgepar", "numpy", "joblib", "distributed", "ray", "rustworkx")
 _REPEAT = 5
 
 
+@functools.cache
 def machine() -> str:
-    """Describe this machine, the date and what is installed in one line."""
+    """Describe this machine, the date, what is installed and how busy it was when first asked, in one line."""
     today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    hardware = f"{cores()} cores of {_cpu()}{busy}"
     versions = ", ".join(f"{name} {version}" for name, version in _versions())
-    return f"{today}, Python {platform.python_version()}, {platform.system()}, {cores()} cores of {_cpu()}; {versions}"
+    return f"{today}, Python {platform.python_version()}, {platform.system()}, {hardware}; {versions}"
 
 
 def cores() -> int:
