@@ -113,6 +113,8 @@ class Dispatcher:
         self.plan = plan
         self.state = RunState(plan, policy)
         self.ledger = Ledger(plan.n_tasks)
+        self._start_at, self._duration_at = self.ledger.start.data, self.ledger.duration.data
+        self._worker_at = self.ledger.worker.data
         self.values: list[Wire] = [None] * plan.n_tasks
         self._policy = policy
         self._backend = backend
@@ -240,13 +242,14 @@ class Dispatcher:
 
     def _note_times(self, slot: int, template: int, tasks: Tasks, marks: bytes) -> None:
         ledger = self.ledger
-        ledger.worker[rows := as_index(tasks)] = slot
         if len(tasks) == 1:  # numpy would take five times as long, and a lone task is what waits for the parent most
             start, end = _TWO_FLOATS.unpack(marks)
-            ledger.start[tasks[0]] = start
-            ledger.duration[tasks[0]] = end - start
+            task = int(tasks[0])
+            self._start_at[task], self._duration_at[task], self._worker_at[task] = start, end - start, slot
             self._durations.observe(self.plan.callable_of[template], end - start, 1)
             return
+        rows = as_index(tasks)
+        ledger.worker[rows] = slot
         times = np.frombuffer(marks)
         ledger.start[rows] = times[:-1]
         ledger.duration[rows] = times[1:] - times[:-1]

@@ -32,6 +32,9 @@ class Status(enum.IntEnum):
     CANCELLED = 5  # the run ended before it did
 
 
+_RUNNING, _COMPLETED = int(Status.RUNNING), int(Status.COMPLETED)
+
+
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
     """The rules of one run.
@@ -123,7 +126,10 @@ class Layered:
         self._plan = plan
         self._starts = plan.layer_start
         self._order = plan.order
-        self._group_end = plan.group_end
+        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
+        self._order_at, self._group_end_at, self._template_at = (
+            column.data for column in (plan.order, plan.group_end, plan.template_of)
+        )
         self._layer = -1
         self._at = self._end = 0
         self._n_tasks = self._unsettled = 0
@@ -140,7 +146,7 @@ class Layered:
             return None
         if self._back:
             return self._back[-1][0], ready
-        return int(self._plan.template_of[self._order[self._at]]), ready
+        return self._template_at[self._order_at[self._at]], ready
 
     def take(self, most: int) -> Tasks:
         if self._back:
@@ -151,7 +157,10 @@ class Layered:
             self._n_back -= len(tasks)
             return tasks
         at = self._at
-        self._at = min(at + most, int(self._group_end[at]))
+        self._at = min(at + most, self._group_end_at[at])
+        if self._at == at + 1:
+            task = self._order_at[at]
+            return range(task, task + 1)
         return as_tasks(self._order[at : self._at])
 
     def put_back(self, template: int, tasks: Tasks) -> None:
@@ -280,7 +289,8 @@ class RunState:
         self._plan = plan
         self._policy = policy
         self._order: Order = Layered(plan) if policy.schedule == "layers" else Eager(plan)
-        self.status = np.zeros(plan.n_tasks, np.int8)
+        self._bytes = bytearray(plan.n_tasks)
+        self.status = np.frombuffer(self._bytes, np.int8)  # the same memory, as a column
         self.attempts: dict[int, int] = {}
         self.halted = False
         self._unsettled = plan.n_tasks
@@ -303,7 +313,7 @@ class RunState:
         """Hand out up to ``most`` tasks of the head's template; they are running then."""
         tasks = self._order.take(most)
         self._out += len(tasks)
-        self.status[as_index(tasks)] = Status.RUNNING
+        self._mark(tasks, _RUNNING)
         return tasks
 
     def put_back(self, template: int, tasks: Tasks) -> None:
@@ -319,7 +329,7 @@ class RunState:
         """Note that tasks are done."""
         self._out -= len(tasks)
         self._unsettled -= len(tasks)
-        self.status[as_index(tasks)] = Status.COMPLETED
+        self._mark(tasks, _COMPLETED)
         return [] if self.halted else self._order.settle(tasks)
 
     def failed(self, task: int) -> list[Effect]:
@@ -359,6 +369,12 @@ class RunState:
     def weigh_tasks(self, seconds: NDArray[np.float64]) -> None:
         """Take in how long each task is believed to take: (n_tasks,) seconds."""
         self._order.weigh(seconds)
+
+    def _mark(self, tasks: Tasks, status: int) -> None:
+        if type(tasks) is range and len(tasks) == 1:
+            self._bytes[tasks.start] = status  # without numpy, as for the order
+        else:
+            self.status[as_index(tasks)] = status
 
     def _skip_after(self, task: int) -> Iterable[Effect]:
         after = self._plan.graph.descendants([task]) & (self.status == Status.PENDING)

@@ -77,6 +77,10 @@ class Shipment:
         self._layouts = [template.layout for template in self._plan.templates]
         self._n_references = [layout.n_references for layout in self._layouts]
         self._n_constants = [layout.n_constants for layout in self._layouts]
+        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
+        self._references_at = self._plan.references.data
+        self._reference_start_at = self._plan.reference_start.data
+        self._constant_start_at = self._plan.constant_start.data
         self._shared: dict[int, Mapping[str, Wire]] = {}
         self._segments: list[Wire] = []
         self._held = [_Held() for _ in range(n_slots)]
@@ -108,7 +112,12 @@ class Shipment:
         callables, templates = self._news(held, template)
         inputs: list[Wire] = []
         references = b""
-        if self._n_references[template]:
+        n_references = self._n_references[template]
+        if n_references and n_references * len(tasks) <= _FEW and isinstance(tasks, range):
+            first = self._reference_start_at[tasks.start]
+            wanted = self._references_at[first : first + n_references * len(tasks)].tolist()
+            inputs = held.thin(wanted, [values[task] for task in wanted])
+        elif n_references:
             inputs, references = self._inputs(held, self.references(tasks), values)
         constants = self._constants(tasks) if self._n_constants[template] else []
         numbers = tasks.start if isinstance(tasks, range) else tasks.tobytes()
@@ -153,11 +162,11 @@ class Shipment:
         return wire
 
     def _constants(self, tasks: Tasks) -> list[Wire]:
-        constants, starts = self._plan.constants, self._plan.constant_start
+        constants, starts = self._plan.constants, self._constant_start_at
         if isinstance(tasks, range):
-            found = constants[int(starts[tasks.start]) : int(starts[tasks.stop])]
+            found = constants[starts[tasks.start] : starts[tasks.stop]]
         else:
-            found = [value for task in tasks for value in constants[int(starts[task]) : int(starts[task + 1])]]
+            found = [value for task in tasks.tolist() for value in constants[starts[task] : starts[task + 1]]]
         return found if self._cargo.has_plain_constants else [self._encode(value) for value in found]
 
     def references(self, tasks: Tasks) -> IntArray:
