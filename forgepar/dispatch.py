@@ -168,31 +168,44 @@ class Dispatcher:
     # Handing out
 
     def _fill(self) -> None:
-        """Give every slot a batch, then a second to those that are soon done with the first.
+        """Give every slot its share of what is ready, then a second batch to those that are soon done with the first.
 
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
         state, flights = self.state, self._flights
         if self._policy.schedule == "eager":
             self._weigh()  # before the look at the head, which it may change
-        head = state.head()
         for depth in range(1, IN_FLIGHT + 1):
+            head = state.head()
+            if head is None:
+                return
+            share = -(
+                -head[1] // len(flights)
+            )  # fixed for the round: the first slots are not to get more than the last
             for slot, has in enumerate(flights):
-                if head is None:
-                    return
                 if len(has) < depth and self._pids[slot] and self._limits[slot] == NO_LIMIT and _is_soon_free(has):
-                    self._send(slot, *head)
-                    head = state.head()
+                    self._give(slot, share)
 
-    def _send(self, slot: int, template: int, n_ready: int) -> None:
-        called = self.plan.callable_of[template]
-        size = self._durations.batch_size(called, n_ready, len(self._flights))
+    def _give(self, slot: int, share: int) -> None:
+        """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
+        while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self.state.head()) is not None:
+            called = self.plan.callable_of[head[0]]
+            size = self._durations.batch_size(called, share, 1)
+            n_sent = self._send(slot, head[0], size)
+            share -= n_sent
+            if n_sent == size or not self._flights[slot][-1].is_short:
+                return
+
+    def _send(self, slot: int, template: int, size: int) -> int:
         tasks = self.state.take(size)
         number = self._next_batch()
         batch = self._shipment.batch(slot, number, template, tasks, self.values)
-        is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # no: nan, nothing is known yet
-        self._flights[slot].append(Flight(number, template, tasks, is_short))
+        expected_seconds = self._durations.seconds[self.plan.callable_of[template]] * len(
+            tasks
+        )  # nan: nothing is known
+        self._flights[slot].append(Flight(number, template, tasks, expected_seconds <= _SHORT_SECONDS))
         self._backend.send(slot, batch)
+        return len(tasks)
 
     def _weigh(self) -> None:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
