@@ -226,8 +226,9 @@ class TestDeath:
         pids = wf.map(pid_of, range(8))
         first = set(executor.run(wf)[pids])
         victim = first.pop()
+        doomed = psutil.Process(victim)
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(victim) or not running(psutil.Process(victim)), "the kill")
+        wait_until(lambda: not running(doomed), "the kill")
         assert victim not in executor.run(wf)[pids]
 
     def test_running_tasks_are_ended_after_a_failure(self, executor, tmp_path):
