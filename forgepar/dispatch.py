@@ -7,7 +7,7 @@ completed, failed, put_back  <── Reply, Joined, Lost <── Backend.wait
 Dispatcher   the loop, one thread
 Flight       a batch that a slot has, and how far it is known to be
 Durations    how many tasks make a batch
-Ledger       the columns of the result
+Books        the columns of the result, and the events
 """
 
 from __future__ import annotations
@@ -26,31 +26,12 @@ from forgepar.backends.base import Backend, Joined, Lost
 from forgepar.backends.board import NO_LIMIT, mark, unmark
 from forgepar.backends.wire import Failure, Reply
 from forgepar.batching import Durations
+from forgepar.books import Books
 from forgepar.errors import RemoteError, WorkerDied
-from forgepar.events import (
-    Event,
-    Sink,
-    WorkflowCompleted,
-    WorkflowStarted,
-    WorkflowTaskFailed,
-    WorkflowTaskParallelCompleted,
-    WorkflowTaskParallelStarted,
-    WorkflowTaskRetried,
-    WorkflowWorkerDied,
-)
-from forgepar.plan import Plan, Tasks, as_index
-from forgepar.result import Ledger, Outputs
-from forgepar.runstate import (
-    Effect,
-    Halted,
-    LayerCompleted,
-    LayerStarted,
-    Retried,
-    RunPolicy,
-    RunState,
-    Status,
-    TaskFailed,
-)
+from forgepar.events import Sink
+from forgepar.plan import Plan, Tasks
+from forgepar.result import Outputs
+from forgepar.runstate import RunPolicy, RunState, Status
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, is_segment
 
@@ -60,7 +41,7 @@ _STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 _CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
 
-_TWO_FLOATS = struct.Struct("dd")
+_FLOAT = struct.Struct("d")
 
 
 @dataclass(slots=True)
@@ -112,14 +93,11 @@ class Dispatcher:
     ) -> None:
         self.plan = plan
         self.state = RunState(plan, policy)
-        self.ledger = Ledger(plan.n_tasks)
-        self._start_at, self._duration_at = self.ledger.start.data, self.ledger.duration.data
-        self._worker_at = self.ledger.worker.data
+        self.books = Books(plan, sinks, backend.n_slots)
         self.values: list[Wire] = [None] * plan.n_tasks
         self._policy = policy
         self._backend = backend
         self._shipment = shipment
-        self._sinks = sinks
         self._next_batch = next_batch
         self._durations = Durations(len(plan.callables))
         self._flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
@@ -138,16 +116,17 @@ class Dispatcher:
 
         An exception out of here (an interrupt, workers that do not start) leaves slots with work: close the backend.
         """
-        ledger, plan = self.ledger, self.plan
-        ledger.began = time.perf_counter()
-        ledger.n_slots = self._backend.n_slots
-        self._emit([WorkflowStarted(time.time(), plan.workflow_name, plan.n_tasks, plan.n_layers)])
-        self._apply(self.state.begin())
+        self.books.begin()
+        self.books.effects(self.state.begin())
         for joined in self._backend.joined():
             self._pids[joined.slot] = joined.pid
         # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
         while not self.state.finished or any(self._flights):
+            self._rebalance()
             self._fill()
+            self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
+            if self._deadline is not None and time.perf_counter() >= self._deadline:
+                self._end_what_runs()
             for notice in self._backend.wait(self._patience()):
                 if type(notice) is Reply:
                     self._take_reply(notice)
@@ -156,14 +135,7 @@ class Dispatcher:
                 else:
                     assert isinstance(notice, Lost)
                     self._take_loss(notice)
-            self._rebalance()
-            if self._deadline is not None and time.perf_counter() >= self._deadline:
-                self._end_what_runs()
-        ledger.attempts = self.state.attempts
-        ledger.wall_seconds = time.perf_counter() - ledger.began
-        counts = np.bincount(self.state.status, minlength=len(Status)).tolist()
-        n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
-        self._emit([WorkflowCompleted(time.time(), n_completed == plan.n_tasks, n_completed, n_failed)])
+        self.books.end(self.state.status, self.state.attempts)
 
     # Handing out
 
@@ -221,11 +193,7 @@ class Dispatcher:
             return max(0.0, self._deadline - time.perf_counter())
         if self._limited_at:
             return _CLAIM_SECONDS
-        if any(self._pids[slot] and not has for slot, has in enumerate(self._flights)) and any(
-            self._n_unbegun(has) for has in self._flights
-        ):
-            return _STALL_SECONDS
-        return None
+        return _STALL_SECONDS if self._some_slot_idles() and any(map(self._n_unbegun, self._flights)) else None
 
     # Outcomes
 
@@ -233,12 +201,12 @@ class Dispatcher:
         slot, values = reply.slot, reply.values
         flight = self._flights[slot][0]
         assert flight.id == reply.batch, "replies come in the order of their batches"
-        self.ledger.cpu_seconds += reply.cpu_seconds
-        self.ledger.peak_rss = max(self.ledger.peak_rss, reply.peak_rss)
         tasks = flight.tasks[reply.first : reply.first + len(values)]
         if len(tasks):
-            self._note_times(slot, flight.template, tasks, reply.marks)
+            (begin,), (end,) = _FLOAT.unpack_from(reply.marks), _FLOAT.unpack(reply.marks[-_FLOAT.size :])
+            self._durations.observe(self.plan.callable_of[flight.template], end - begin, len(tasks))
             flight.n_done += len(tasks)
+        self.books.reply(tasks, reply)
         n_good = len(tasks) - (reply.failure is not None)
         if n_good:
             self._complete(slot, tasks[:n_good], values)
@@ -253,21 +221,6 @@ class Dispatcher:
         if reply.failure is not None:
             self._fail(int(tasks[-1]), self._error(reply.failure), slot, reply.failure.traceback)
 
-    def _note_times(self, slot: int, template: int, tasks: Tasks, marks: bytes) -> None:
-        ledger = self.ledger
-        if len(tasks) == 1:  # numpy would take five times as long, and a lone task is what waits for the parent most
-            start, end = _TWO_FLOATS.unpack(marks)
-            task = int(tasks[0])
-            self._start_at[task], self._duration_at[task], self._worker_at[task] = start, end - start, slot
-            self._durations.observe(self.plan.callable_of[template], end - start, 1)
-            return
-        rows = as_index(tasks)
-        ledger.worker[rows] = slot
-        times = np.frombuffer(marks)
-        ledger.start[rows] = times[:-1]
-        ledger.duration[rows] = times[1:] - times[:-1]
-        self._durations.observe(self.plan.callable_of[template], float(times[-1] - times[0]), len(tasks))
-
     def _complete(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
         if isinstance(tasks, range):
             self.values[tasks.start : tasks.stop] = values[: len(tasks)]
@@ -281,7 +234,7 @@ class Dispatcher:
                     self._shipment.keep(slot, int(task), value)
         if self._has_coded:
             self._release(self._count_takers(tasks))
-        self._apply(self.state.completed(tasks))
+        self.books.effects(self.state.completed(tasks))
 
     def _fail(self, task: int, error: Exception, slot: int, traceback: str) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
@@ -291,8 +244,11 @@ class Dispatcher:
         )
         if traceback:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
-        self.ledger.errors[task] = error
-        self._apply(self.state.failed(task))
+        self.books.failure(task, error, slot)
+        was_halted = self.state.halted
+        self.books.effects(self.state.failed(task))
+        if self.state.halted and not was_halted:
+            self._halt()
 
     def _error(self, failure: Failure) -> Exception:
         if failure.pickled is not None:
@@ -316,8 +272,7 @@ class Dispatcher:
                 first = at + 1
             self._put_back(flight, first, flight.n_own)
         self._lift(slot)
-        name = None if blamed is None else self.plan.name(blamed)
-        self._emit([WorkflowWorkerDied(time.time(), slot, lost.pid, lost.exit_code, name)])
+        self.books.death(lost, blamed)
         if blamed is not None:
             self._blame(blamed, lost)
         self._pids[slot] = 0
@@ -330,7 +285,6 @@ class Dispatcher:
         if self.state.halted:
             self.state.cancelled(range(task, task + 1))
             return
-        self.ledger.worker[task] = lost.slot
         message = (
             f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task "
             f"{self.plan.name(task)!r}. Look for os._exit, a crash in C code or a lack of memory there; "
@@ -347,22 +301,22 @@ class Dispatcher:
 
         In two steps, as a worker begins tasks unasked: limit it, and when the limit is surely seen, look where it is.
         """
-        now = time.perf_counter()
         if self._limited_at:
-            if now - self._limited_at >= _CLAIM_SECONDS:
+            if time.perf_counter() - self._limited_at >= _CLAIM_SECONDS:
                 self._limited_at = 0.0
                 for slot in range(len(self._flights)):
                     self._claim(slot)
             return
-        if self.state.halted or self.state.head() is not None or not self._some_slot_idles():
+        if self.state.head() is not None or self.state.halted or not self._some_slot_idles():
             return
+        now = time.perf_counter()
         for slot, has in enumerate(self._flights):
             if self._limits[slot] == NO_LIMIT and self._n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
                 self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
                 self._limited_at = now
 
     def _some_slot_idles(self) -> bool:
-        return any(self._pids[slot] and not has for slot, has in enumerate(self._flights))
+        return not all(self._flights) and any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
 
     def _claim(self, slot: int) -> None:
         """Make ready again what lies behind a slot's limit, if the slot has not passed that."""
@@ -388,28 +342,6 @@ class Dispatcher:
         self._limit(slot, NO_LIMIT)
 
     # Ending
-
-    def _apply(self, effects: Sequence[Effect]) -> None:
-        if not effects:
-            return
-        events: list[Event] = []
-        now = time.time()
-        for effect in effects:
-            match effect:
-                case LayerStarted(layer, n_tasks):
-                    events.append(WorkflowTaskParallelStarted(now, layer, n_tasks))
-                case LayerCompleted(layer, n_tasks):
-                    events.append(WorkflowTaskParallelCompleted(now, layer, n_tasks))
-                case Retried(task, attempt):
-                    del self.ledger.errors[task]
-                    events.append(WorkflowTaskRetried(now, self.plan.name(task), attempt))
-                case TaskFailed(task, attempt):
-                    error = self.ledger.errors[task]
-                    text = f"{type(error).__name__}: {error}"
-                    events.append(WorkflowTaskFailed(now, self.plan.name(task), attempt, text))
-                case Halted():
-                    self._halt()
-        self._emit(events)
 
     def _halt(self) -> None:
         """Let no slot begin another task, and give what runs its grace."""
@@ -458,12 +390,6 @@ class Dispatcher:
                 self.values[task] = None
                 if is_segment(value):
                     self._backend.arena.free(value[0])
-
-    def _emit(self, events: Sequence[Event]) -> None:
-        self.ledger.events += events
-        for sink in self._sinks:
-            sink.write(events)
-
 
 def _is_soon_free(flights: deque[Flight]) -> bool:
     return not flights or flights[0].is_short

@@ -133,7 +133,7 @@ class WorkflowExecutor:
             backend.close()  # slots may have work that nobody waits for any more
             raise
         shipment.close()
-        result = RunResult(plan, dispatcher.state.status, dispatcher.ledger, outputs)
+        result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs)
         if not result.ok:
             raise _failure(plan, result)
         return result
