@@ -13,11 +13,9 @@ Books        the columns of the result, and the events
 from __future__ import annotations
 
 import pickle
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +39,7 @@ _STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 _CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
 
-_FLOAT = struct.Struct("d")
 
-
-@dataclass(slots=True)
 class Flight:
     """A batch that a slot has.
 
@@ -58,16 +53,16 @@ class Flight:
         since: when the slot was last heard of while this was its first batch, or when it was sent.
     """
 
-    id: int
-    template: int
-    tasks: Tasks
-    is_short: bool
-    n_done: int = 0
-    n_own: int = field(init=False)
-    since: float = field(default_factory=time.perf_counter)
+    __slots__ = ("id", "is_short", "n_done", "n_own", "since", "tasks", "template")
 
-    def __post_init__(self) -> None:
-        self.n_own = len(self.tasks)
+    def __init__(self, number: int, template: int, tasks: Tasks, is_short: bool) -> None:
+        self.id = number
+        self.template = template
+        self.tasks = tasks
+        self.is_short = is_short
+        self.n_done = 0
+        self.n_own = len(tasks)
+        self.since = time.perf_counter()
 
 
 class Dispatcher:
@@ -151,9 +146,8 @@ class Dispatcher:
             head = state.head()
             if head is None:
                 return
-            share = -(
-                -head[1] // len(flights)
-            )  # fixed for the round: the first slots are not to get more than the last
+            # Fixed for the round: the first slots are not to get more than the last.
+            share = -(-head[1] // len(flights))
             for slot, has in enumerate(flights):
                 if len(has) < depth and self._pids[slot] and self._limits[slot] == NO_LIMIT and _is_soon_free(has):
                     self._give(slot, share)
@@ -161,23 +155,17 @@ class Dispatcher:
     def _give(self, slot: int, share: int) -> None:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
         while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self.state.head()) is not None:
-            called = self.plan.callable_of[head[0]]
+            template, called = head[0], self.plan.callable_of[head[0]]
             size = self._durations.batch_size(called, share, 1)
-            n_sent = self._send(slot, head[0], size)
-            share -= n_sent
-            if n_sent == size or not self._flights[slot][-1].is_short:
+            tasks = self.state.take(size)
+            is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
+            number = self._next_batch()
+            batch = self._shipment.batch(slot, number, template, tasks, self.values)
+            self._flights[slot].append(Flight(number, template, tasks, is_short))
+            self._backend.send(slot, batch)
+            share -= len(tasks)
+            if len(tasks) == size or not is_short:
                 return
-
-    def _send(self, slot: int, template: int, size: int) -> int:
-        tasks = self.state.take(size)
-        number = self._next_batch()
-        batch = self._shipment.batch(slot, number, template, tasks, self.values)
-        expected_seconds = self._durations.seconds[self.plan.callable_of[template]] * len(
-            tasks
-        )  # nan: nothing is known
-        self._flights[slot].append(Flight(number, template, tasks, expected_seconds <= _SHORT_SECONDS))
-        self._backend.send(slot, batch)
-        return len(tasks)
 
     def _weigh(self) -> None:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
@@ -203,8 +191,8 @@ class Dispatcher:
         assert flight.id == reply.batch, "replies come in the order of their batches"
         tasks = flight.tasks[reply.first : reply.first + len(values)]
         if len(tasks):
-            (begin,), (end,) = _FLOAT.unpack_from(reply.marks), _FLOAT.unpack(reply.marks[-_FLOAT.size :])
-            self._durations.observe(self.plan.callable_of[flight.template], end - begin, len(tasks))
+            marks = memoryview(reply.marks).cast("d")
+            self._durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
             flight.n_done += len(tasks)
         self.books.reply(tasks, reply)
         n_good = len(tasks) - (reply.failure is not None)
@@ -316,7 +304,9 @@ class Dispatcher:
                 self._limited_at = now
 
     def _some_slot_idles(self) -> bool:
-        return not all(self._flights) and any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
+        if all(self._flights):
+            return False
+        return any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
 
     def _claim(self, slot: int) -> None:
         """Make ready again what lies behind a slot's limit, if the slot has not passed that."""
@@ -390,6 +380,7 @@ class Dispatcher:
                 self.values[task] = None
                 if is_segment(value):
                     self._backend.arena.free(value[0])
+
 
 def _is_soon_free(flights: deque[Flight]) -> bool:
     return not flights or flights[0].is_short

@@ -135,10 +135,10 @@ class Shipment:
             held.drops(),
         )
 
-    def _news(self, held: _Held, template: int) -> tuple[list[tuple[int, bytes]], list[Template]]:
+    def _news(self, held: _Held, template: int) -> tuple[Sequence[tuple[int, bytes]], Sequence[Template]]:
         """Return the callable and the template, where the worker does not have them."""
         if template in held.templates:
-            return [], []
+            return (), ()
         held.templates.add(template)
         row = self._plan.templates[template]
         number = self._plan.callable_of[template]
@@ -214,9 +214,11 @@ class _Held:
             self._n_bytes -= size
             self._dropped.add(oldest)
 
-    def drops(self) -> list[int]:
+    def drops(self) -> Sequence[int]:
         """Return what the worker may forget once it has taken in the values of the next batch."""
-        dropped, self._dropped = list(self._dropped), set()
+        if not self._dropped:
+            return ()
+        dropped, self._dropped = tuple(self._dropped), set()
         return dropped
 
     def thin(self, tasks: list[int], wires: list[Wire]) -> list[Wire]:

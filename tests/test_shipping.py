@@ -273,7 +273,7 @@ def test_the_least_recently_used_values_are_dropped_first(arena, monkeypatch):
     values = [encode([i], arena) for i in range(4)]
     monkeypatch.setattr(shipping, "KEPT_BYTES", 2 * len(values[0][0]))
     shipment = shipment_of(wf, arena)
-    drops = [shipment.batch(0, number, 1, tasks_of(4 + number), values).drop for number in range(5)]
+    drops = [list(shipment.batch(0, number, 1, tasks_of(4 + number), values).drop) for number in range(5)]
     assert drops == [[], [], [], [1], [0]]
 
 

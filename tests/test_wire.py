@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forgepar.backends import wire
 from forgepar.backends.wire import MESSAGE_LIMIT, Batch, Failure, Hello, Reply, Template, accept, connect, listen, pack
 from forgepar.backends.wire import unpack as unpack_message
 from forgepar.values.arena import Arena
@@ -61,20 +62,21 @@ def test_what_was_unpacked_does_not_need_its_segment(arena):
     assert message.values[0] == bytes(10**6)
 
 
-def test_messages_are_kept_apart_on_a_connection(tmp_path):
+@pytest.mark.parametrize("has_packets", [wire._HAS_PACKETS, False])
+def test_messages_are_kept_apart_on_a_connection(tmp_path, monkeypatch, has_packets):
+    monkeypatch.setattr(wire, "_HAS_PACKETS", has_packets)
     listener = listen(str(tmp_path / "socket"), 1)
     worker = connect(str(tmp_path / "socket"))
     parent = accept(listener)
     try:
         sent = [b"a", b"b" * MESSAGE_LIMIT, b"c" * 10]
         for data in sent:
-            worker.send_bytes(data)
-        assert [parent.recv_bytes() for _ in sent] == sent
-        parent.send_bytes(b"back")
-        assert worker.recv_bytes() == b"back"
+            worker.send(data)
+        assert [parent.receive() for _ in sent] == sent
+        parent.send(b"back")
+        assert worker.receive() == b"back"
         worker.close()
-        with pytest.raises(EOFError):
-            parent.recv_bytes()
+        assert parent.receive() == b""
     finally:
         for end in (worker, parent, listener):
             end.close()

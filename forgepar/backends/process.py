@@ -116,7 +116,7 @@ class ProcessBackend:
         assert entry.connection is not None, f"slot {slot} has no worker"
         entry.outstanding += 1
         with suppress(OSError):  # the worker died: its connection is at its end and `wait` will say so
-            entry.connection.send_bytes(pack(batch, self.arena))
+            entry.connection.send(pack(batch, self.arena))
 
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
@@ -197,11 +197,11 @@ class ProcessBackend:
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
         connection = accept(self._listener)
-        try:
-            hello = unpack(connection.recv_bytes(), Hello, self.arena)
-        except (EOFError, OSError):
+        message = _received(connection)
+        if not message:
             connection.close()
             return None
+        hello = unpack(message, Hello, self.arena)
         slot = self._slots[hello.slot]
         slot.connection = connection
         slot.failed_starts = 0
@@ -213,10 +213,10 @@ class ProcessBackend:
 
     def _receive(self, slot: _Slot) -> Notice | None:
         assert slot.connection is not None
-        try:
-            reply = unpack(slot.connection.recv_bytes(), Reply, self.arena)
-        except (EOFError, OSError):
+        message = _received(slot.connection)
+        if not message:
             return self._lose(slot)
+        reply = unpack(message, Reply, self.arena)
         slot.outstanding -= reply.ended
         return reply
 
@@ -272,6 +272,14 @@ def _quota_cpus() -> int:
             period = file.read()
         return no_quota if int(quota) < 0 else -(-int(quota) // int(period))
     return no_quota
+
+
+def _received(connection: Channel) -> bytes:
+    """Return the next message, empty where the other end is gone."""
+    try:
+        return connection.receive()
+    except OSError:
+        return b""
 
 
 def _shut_down(slot: _Slot) -> None:

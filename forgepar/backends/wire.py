@@ -11,9 +11,11 @@ worker that does is read from in the end: neither can wait for the other.
 
 from __future__ import annotations
 
+import functools
 import pickle
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -70,9 +72,9 @@ class Batch(NamedTuple):
     constants: list[Wire]
     values: list[Wire]
     references: bytes
-    callables: list[tuple[int, bytes]]
-    templates: list[Template]
-    drop: list[int]
+    callables: Sequence[tuple[int, bytes]]
+    templates: Sequence[Template]
+    drop: Sequence[int]
 
 
 class Failure(NamedTuple):
@@ -105,8 +107,8 @@ class Reply(NamedTuple):
             (`time.perf_counter` seconds, which all processes of a machine share).
         failure: the last of the tasks failed so; a failure ends its batch.
         ended: nothing more comes of this batch; what has no outcome was not begun.
-        cpu_seconds: CPU time of the worker process since its last reply.
-        peak_rss: largest resident memory of the worker process so far, bytes (0 where unknown).
+        cpu_seconds: CPU time of the worker process since it last told, 0 where it did not look.
+        peak_rss: largest resident memory of the worker process so far, bytes, 0 where it did not look.
     """
 
     slot: int
@@ -134,11 +136,13 @@ AnyMessage = TypeVar("AnyMessage", Batch, Reply, Hello)
 class Channel(Protocol):
     """One end of a connection; a message comes out as it went in."""
 
-    def send_bytes(self, data: bytes, /) -> object:
+    @property
+    def send(self) -> Callable[[bytes], object]:
         """Send a message. Raises OSError where the other end is gone."""
 
-    def recv_bytes(self) -> bytes:
-        """Wait for a message. Raises EOFError or OSError where the other end is gone."""
+    @property
+    def receive(self) -> Callable[[], bytes]:
+        """Wait for a message; it is empty, or there is an OSError, where the other end is gone."""
 
     def fileno(self) -> int:
         """Return the descriptor, for a selector."""
@@ -148,19 +152,29 @@ class Channel(Protocol):
 
 
 class PacketChannel:
-    """A connected packet socket."""
+    """A connected packet socket; its own methods do all, so that no Python runs per message."""
 
     def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self.send_bytes = connected.send
+        self.send = connected.send
+        self.receive = functools.partial(connected.recv, _RECEIVE)
         self.fileno = connected.fileno
         self.close = connected.close
 
-    def recv_bytes(self) -> bytes:
-        data = self._socket.recv(_RECEIVE)
-        if not data:
-            raise EOFError
-        return data
+
+class StreamChannel:
+    """A connected stream socket, with lengths before the messages."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._connection = Connection(connected.detach())
+        self.send = self._connection.send_bytes
+        self.fileno = self._connection.fileno
+        self.close = self._connection.close
+
+    def receive(self) -> bytes:
+        try:
+            return self._connection.recv_bytes()
+        except EOFError:
+            return b""
 
 
 def listen(address: str, backlog: int) -> socket.socket:
@@ -192,7 +206,7 @@ def _kind() -> socket.SocketKind:
 
 
 def _channel(connected: socket.socket) -> Channel:
-    return PacketChannel(connected) if _HAS_PACKETS else Connection(connected.detach())
+    return PacketChannel(connected) if _HAS_PACKETS else StreamChannel(connected)
 
 
 def pack(message: Message, arena: Arena) -> bytes:

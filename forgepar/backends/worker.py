@@ -32,6 +32,7 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
+_SAMPLE_SECONDS = 0.001  # between two looks at what this process used: each takes a microsecond
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -63,11 +64,11 @@ def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[i
     worker = Worker(slot, arena, board)
     parent = connect(address)
     try:
-        parent.send_bytes(pack(Hello(slot, os.getpid()), arena))
-        while True:
-            for reply in worker.run(unpack(parent.recv_bytes(), Batch, arena)):
-                parent.send_bytes(pack(reply, arena))
-    except (EOFError, ConnectionError):
+        parent.send(pack(Hello(slot, os.getpid()), arena))
+        while message := parent.receive():
+            for reply in worker.run(unpack(message, Batch, arena)):
+                parent.send(pack(reply, arena))
+    except ConnectionError:
         return  # the parent hung up
     finally:
         parent.close()
@@ -98,7 +99,8 @@ class Worker:
         self._words = board.integers(slot)
         self._times = board.floats(slot)
         self._interruptible = interruptible
-        self._cpu = time.process_time()
+        self._cpu, _ = _usage()
+        self._sampled_at = time.perf_counter()
         self._run = -1
         self._forget()
 
@@ -147,8 +149,10 @@ class Worker:
         """Take in what the batch brings; return what to call, and its arguments task by task."""
         if batch.run != self._run:
             self._forget()
-            self._run = batch.run
-        values = self._take_in(batch.values)
+            self._run, self._sampled_at = batch.run, 0.0
+        values, coded = batch.values, tuple in set(map(type, batch.values))
+        if coded:
+            values = self._take_in(values)
         for number, pickled in batch.callables:
             self._callables[number] = _load_callable(pickled)
         for template in batch.templates:
@@ -156,10 +160,13 @@ class Worker:
         call = self._calls[batch.template]
         for task in batch.drop:  # only now: the values just taken in may have been the reason
             self._kept.pop(task, None)
-        references = array("i", batch.references)
-        flat = [values[i] for i in references] if references else values
-        coded = tuple in set(map(type, values)) or tuple in set(map(type, batch.constants))
-        return self._callee(call, coded=coded), _rows(call.layout, batch.n_tasks, flat, batch.constants)
+        if batch.references:
+            values = [values[i] for i in array("i", batch.references)]
+        if batch.constants:
+            coded = coded or tuple in set(map(type, batch.constants))
+        elif batch.n_tasks == 1 and call.is_direct and not coded:
+            return call.function, (tuple(values),)
+        return self._callee(call, coded=coded), _rows(call.layout, batch.n_tasks, values, batch.constants)
 
     def _make_call(self, template: Template) -> _Call:
         layout = Layout(*template.layout)
@@ -172,9 +179,7 @@ class Worker:
         return _Call(function, layout, shared, is_direct)
 
     def _take_in(self, values: list[Wire]) -> list[Wire]:
-        """Keep the values that came to be kept, and look up those that were kept before."""
-        if tuple not in set(map(type, values)):
-            return values
+        """Keep the coded values that came to be kept, and look up those that were kept before."""
         taken = []
         for wire in values:
             if type(wire) is tuple:
@@ -239,9 +244,12 @@ class Worker:
         *,
         ended: bool,
     ) -> Reply:
-        cpu = time.process_time()
-        spent, self._cpu = cpu - self._cpu, cpu
-        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, _peak_rss())
+        spent, rss = 0.0, 0
+        if marks[-1] - self._sampled_at >= _SAMPLE_SECONDS:
+            self._sampled_at = marks[-1]
+            cpu, rss = _usage()
+            spent, self._cpu = cpu - self._cpu, cpu
+        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss)
 
     def _forget(self) -> None:
         self._callables: dict[int, Callable[..., Any]] = {}
@@ -361,8 +369,9 @@ def _end_with_parent(parent_pid: int) -> None:
     os._exit(1)
 
 
-def _peak_rss() -> int:
-    return 0
+def _usage() -> tuple[float, int]:
+    """Return this process's CPU seconds and largest resident memory so far, bytes (0 where unknown)."""
+    return time.process_time(), 0
 
 
 try:
@@ -373,5 +382,6 @@ except ImportError:
 else:
     _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
-    def _peak_rss() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    def _usage() -> tuple[float, int]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return used.ru_utime + used.ru_stime, used.ru_maxrss * _RSS_UNIT
