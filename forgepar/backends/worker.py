@@ -348,6 +348,8 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     global _inside  # one word for the whole process is what it says
     _inside = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
     nowhere = os.open(os.devnull, os.O_RDWR)
