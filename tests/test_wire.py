@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,10 @@ def test_messages_are_kept_apart_on_a_connection(tmp_path, monkeypatch, has_pack
         assert [parent.receive() for _ in sent] == sent
         parent.send(b"back")
         assert worker.receive() == b"back"
+        parent.send(b"again")
+        assert worker.receive_awake() == b"again"
+        threading.Timer(0.05, parent.send, [b"late"]).start()  # it sleeps by then; without, it would be as right
+        assert worker.receive_awake() == b"late"
         worker.close()
         assert parent.receive() == b""
     finally:

@@ -65,7 +65,7 @@ def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[i
     parent = connect(address)
     try:
         parent.send(pack(Hello(slot, os.getpid()), arena))
-        while message := parent.receive():
+        while message := parent.receive_awake():
             for reply in worker.run(unpack(message, Batch, arena)):
                 parent.send(pack(reply, arena))
     except ConnectionError:
@@ -349,6 +349,7 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     _inside = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     if hasattr(os, "SCHED_BATCH"):
+        # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
