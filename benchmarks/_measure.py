@@ -105,8 +105,12 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     return value
 
 
-def run_python(*arguments: str) -> Any:
+def run_python(*arguments: str, environment: Mapping[str, str] | None = None) -> Any:
     """Run Python from the repository's root, in a session of its own that ends whole; read its last line as JSON.
+
+    Args:
+        arguments: what follows ``python``.
+        environment: the variables it gets; None: those of this process.
 
     Raises:
         RuntimeError: it failed; what it wrote to stderr is shown.
@@ -114,7 +118,13 @@ def run_python(*arguments: str) -> Any:
     """
     command = [sys.executable, *arguments]
     with subprocess.Popen(
-        command, cwd=_ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=_ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as program:
         try:
             out, error = program.communicate(timeout=LIMIT_SECONDS)
