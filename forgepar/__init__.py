@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adjacency",
+    "ArenaFull",
+    "BytesUsed",
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
@@ -41,6 +43,8 @@ __all__ = [
     "WorkflowExecutor",
     "WorkflowFailed",
     "critical_path",
+    "empty",
+    "empty_like",
     "find_cycle",
     "longest_path_layers",
     "task",
@@ -50,13 +54,15 @@ __all__ = [
 _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
-    "result": ("LayerRow", "RunResult", "TaskRecord"),
+    "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Options", "Task", "task"),
 }
 
 if TYPE_CHECKING:
     from forgepar.errors import (
+        ArenaFull,
         CyclicWorkflow,
         DuplicateTaskName,
         EmptyWorkflow,
@@ -79,8 +85,9 @@ if TYPE_CHECKING:
     from forgepar.executor import WorkflowExecutor
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
-    from forgepar.result import LayerRow, RunResult, TaskRecord
+    from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
     from forgepar.tasks import Options, Task, task
+    from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 # What a position holds, if it is a constant or the value of one task. A number from NESTED on is a constant with
@@ -124,7 +123,7 @@ def _fill(template: Any, values: Sequence[Any], within: set[int]) -> Any:
 
 def _is_container(value: Any) -> bool:
     kind = type(value)
-    return kind is list or kind is dict or isinstance(value, tuple) or is_dataclass(kind)
+    return kind is list or kind is dict or isinstance(value, tuple) or hasattr(kind, "__dataclass_fields__")
 
 
 def _map_parts(container: Any, change: Callable[[Any], Any]) -> Any:
@@ -151,6 +150,8 @@ def _same(parts: Sequence[Any], originals: Any) -> bool:
 def _map_fields(instance: Any, change: Callable[[Any], Any]) -> Any:
     """Copy a dataclass instance with changed fields, without running its constructor again."""
     changed = {}
+    from dataclasses import fields  # a worker that gets no dataclass need not load it
+
     for field in fields(instance):
         old = getattr(instance, field.name, None)
         new = change(old)

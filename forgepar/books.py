@@ -22,11 +22,15 @@ from forgepar.events import (
     WorkflowTaskParallelCompleted,
     WorkflowTaskParallelStarted,
     WorkflowTaskRetried,
+    WorkflowValueSpilled,
     WorkflowWorkerDied,
 )
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Ledger
 from forgepar.runstate import Effect, LayerCompleted, LayerStarted, Retried, Status, TaskFailed
+from forgepar.values.arena import Arena
+from forgepar.values.codec import Wire, is_segment, wire_bytes
+from forgepar.values.segment import is_reused, is_spilled, names_of
 
 _TWO_FLOATS = struct.Struct("dd")
 
@@ -38,9 +42,11 @@ class Books:
         plan: the workflow.
         sinks: who gets the events.
         n_slots: how many workers the run has.
+        arena: where large values are.
     """
 
-    def __init__(self, plan: Plan, sinks: Sequence[Sink], n_slots: int) -> None:
+    def __init__(self, plan: Plan, sinks: Sequence[Sink], n_slots: int, arena: Arena) -> None:
+        self._arena = arena
         self.ledger = Ledger(plan.n_tasks)
         self.ledger.n_slots = n_slots
         self._plan = plan
@@ -55,6 +61,7 @@ class Books:
         """Note the start of the run."""
         plan = self._plan
         self.ledger.began = time.perf_counter()
+        self._arena.reset_peak()
         self._emit([WorkflowStarted(time.time(), plan.workflow_name, plan.n_tasks, plan.n_layers)])
 
     def reply(self, tasks: Tasks, reply: Reply) -> None:
@@ -91,6 +98,7 @@ class Books:
         """Write what is queued, and note the end of the run."""
         self.keep()
         self.ledger.attempts = attempts
+        self.ledger.bytes_peak = self._arena.usage().peak
         self.ledger.wall_seconds = time.perf_counter() - self.ledger.began
         counts = np.bincount(status, minlength=len(Status)).tolist()
         n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
@@ -110,6 +118,24 @@ class Books:
             ledger.worker[rows] = reply.slot
             ledger.start[rows] = times[:-1]
             ledger.duration[rows] = times[1:] - times[:-1]
+        if tuple in set(map(type, reply.values)):
+            for task, value in zip(tasks, reply.values, strict=True):
+                if type(value) is tuple:
+                    self._weigh_value(int(task), value)
+
+    def _weigh_value(self, task: int, value: Wire) -> None:
+        ledger, n_bytes = self.ledger, wire_bytes(value)
+        ledger.bytes[task] = n_bytes
+        if not is_segment(value):
+            return
+        names = names_of(value)
+        if any(map(is_reused, names)):
+            ledger.bytes_recycled += n_bytes
+        if any(map(is_spilled, names)):
+            if not ledger.bytes_spilled:
+                place = self._arena.place
+                self._emit([WorkflowValueSpilled(time.time(), self._plan.name(task), place.spill_folder, place.budget)])
+            ledger.bytes_spilled += n_bytes
 
     def _event(self, effect: Effect, now: float) -> Event | None:
         match effect:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import forgepar
-from forgepar.backends.process import START_METHODS, available_cpus
+from forgepar.backends.process import START_METHODS
 from forgepar.errors import WorkerStartFailed, WorkflowError, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
+from forgepar.machine import available_cpus
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.targets import TargetError, load_workflow

@@ -25,6 +25,7 @@ from forgepar.backends.board import NO_LIMIT, mark, unmark
 from forgepar.backends.wire import Failure, Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
+from forgepar.columns import distinct
 from forgepar.errors import RemoteError, WorkerDied
 from forgepar.events import Sink
 from forgepar.plan import Plan, Tasks
@@ -32,6 +33,7 @@ from forgepar.result import Outputs
 from forgepar.runstate import RunPolicy, RunState, Status
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, is_segment
+from forgepar.values.segment import names_of
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves its round trip of 0.1 ms, else 1 % at most
@@ -88,7 +90,7 @@ class Dispatcher:
     ) -> None:
         self.plan = plan
         self.state = RunState(plan, policy)
-        self.books = Books(plan, sinks, backend.n_slots)
+        self.books = Books(plan, sinks, backend.n_slots, backend.arena)
         self.values: list[Wire] = [None] * plan.n_tasks
         self._policy = policy
         self._backend = backend
@@ -119,6 +121,8 @@ class Dispatcher:
         while not self.state.finished or any(self._flights):
             self._rebalance()
             self._fill()
+            if self._has_coded:
+                self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             if self._deadline is not None and time.perf_counter() >= self._deadline:
                 self._end_what_runs()
@@ -166,6 +170,12 @@ class Dispatcher:
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    def _tell_what_to_drop(self) -> None:
+        """Tell slots without work what nobody needs of what they have mapped; others hear it with their next batch."""
+        for slot, has in enumerate(self._flights):
+            if not has and self._pids[slot] and (batch := self._shipment.drops(slot)) is not None:
+                self._backend.send(slot, batch)
 
     def _weigh(self) -> None:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
@@ -260,6 +270,8 @@ class Dispatcher:
                 first = at + 1
             self._put_back(flight, first, flight.n_own)
         self._lift(slot)
+        if self._has_coded:
+            self._free_strays(lost.pid)
         self.books.death(lost, blamed)
         if blamed is not None:
             self._blame(blamed, lost)
@@ -268,6 +280,11 @@ class Dispatcher:
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
             self.state.put_back(flight.template, flight.tasks[first:end])
+
+    def _free_strays(self, pid: int) -> None:
+        """Free what a dead worker had begun to write."""
+        named = (names_of(value) for value in self.values if is_segment(value))
+        self._backend.arena.free_strays(pid, frozenset(name for names in named for name in names))
 
     def _blame(self, task: int, lost: Lost) -> None:
         if self.state.halted:
@@ -361,14 +378,14 @@ class Dispatcher:
         outputs = Outputs(self.values, kept, self._backend.arena)
         if self._has_coded:
             for value in filter(is_segment, self.values):
-                self._backend.arena.free(value[0])
+                self._backend.arena.free(value, keep=False)  # the outputs are mapped
         return outputs
 
     def _count_takers(self, done: Tasks) -> NDArray[np.int32]:
         """Count off what completed tasks took; return the tasks whose value nobody is still to take, among both."""
         taken = self._shipment.references(done)
         np.subtract.at(self._takers, taken, 1)
-        touched = np.unique(np.concatenate([taken, np.asarray(done, np.int32)]))
+        touched = distinct(np.concatenate([taken, np.asarray(done, np.int32)]))
         free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._kept[touched]]
         return free
 
@@ -379,7 +396,8 @@ class Dispatcher:
             if type(value) is tuple:
                 self.values[task] = None
                 if is_segment(value):
-                    self._backend.arena.free(value[0])
+                    self._backend.arena.free(value)
+                    self._shipment.freed(value)
 
 
 def _is_soon_free(flights: deque[Flight]) -> bool:

@@ -15,6 +15,7 @@
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
     │   └── WorkerDied                  its process ended under it; .exit_code, .pid
     ├── WorkerStartFailed               workers end before they serve
+    ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
     ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
     ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
     └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
@@ -30,6 +31,10 @@ from collections.abc import Sequence
 
 class ForgeparError(Exception):
     """The root of the tree above."""
+
+
+class ArenaFull(ForgeparError, OSError):
+    """A large value finds room neither in shared memory nor in the temporary folder."""
 
 
 class WorkflowError(ForgeparError, ValueError):

@@ -75,6 +75,21 @@ class WorkflowWorkerDied(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowValueSpilled(Event):
+    """A large value went to disk, as the memory budget was used up or shared memory was full; told once a run.
+
+    Attributes:
+        task: whose value it was.
+        folder: where on disk it is.
+        budget: most bytes that the run may hold in shared memory.
+    """
+
+    task: str
+    folder: str
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowCompleted(Event):
     """A run ended, with all tasks completed (``succeeded``) or not."""
 

@@ -6,16 +6,18 @@ import inspect
 import itertools
 import threading
 from collections.abc import Iterable
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from forgepar.backends.base import Backend
 from forgepar.backends.inline import InlineBackend
-from forgepar.backends.process import ProcessBackend, available_cpus
+from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker import inside_worker
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import WorkflowFailed
 from forgepar.handles import TaskHandle, TaskHandles
+from forgepar.machine import as_bytes, available_cpus
 from forgepar.plan import Plan
 from forgepar.result import RunResult
 from forgepar.runstate import RunPolicy
@@ -33,6 +35,8 @@ class WorkflowExecutor:
         workers: how many worker processes; None: one for each CPU this process may use.
         backend: "process" or "inline" (in this process, one task after the other, for debugging).
         start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
+        memory_budget: most bytes of large values to hold in shared memory at once, or text such as "2GiB"; what does
+            not fit goes to the temporary folder. None: half of the memory that is available.
 
     Raises:
         ValueError: an argument that cannot be.
@@ -52,16 +56,18 @@ class WorkflowExecutor:
         *,
         backend: Literal["process", "inline"] = "process",
         start_method: str | None = None,
+        memory_budget: int | str | None = None,
     ) -> None:
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
         if backend not in ("process", "inline"):
             raise ValueError(f"backend={backend!r} is not known. Give 'process' or 'inline'.")
+        budget = None if memory_budget is None else as_bytes(memory_budget)
         self._backend: Backend
         if backend == "inline" or inside_worker():
-            self._backend = InlineBackend()
+            self._backend = InlineBackend(budget)
         else:
-            self._backend = ProcessBackend(workers or available_cpus(), start_method)
+            self._backend = ProcessBackend(workers or available_cpus(), start_method, budget)
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._lock = threading.Lock()
@@ -123,7 +129,7 @@ class WorkflowExecutor:
 
     def _run(self, plan: Plan, policy: RunPolicy, cargo: Cargo) -> RunResult:
         backend = self._backend
-        backend.open()
+        backend.open(_n_useful(plan, policy))
         shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots)
         dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__)
         try:
@@ -143,6 +149,13 @@ def _output_tasks(workflow: Workflow, outputs: Any) -> Literal["leaves", "all"] 
     if isinstance(outputs, str) and outputs in ("leaves", "all"):
         return "leaves" if outputs == "leaves" else "all"
     return tuple(_named_tasks(workflow, outputs))
+
+
+def _n_useful(plan: Plan, policy: RunPolicy) -> int:
+    """Tell how many workers a run can use at once at most: to start more would only take time and memory."""
+    if policy.schedule == "eager":
+        return plan.n_tasks
+    return max(end - begin for begin, end in pairwise(plan.layer_start))
 
 
 def _named_tasks(workflow: Workflow, outputs: Any) -> Iterable[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from forgepar.errors import MissingResult, ResultReleased
 from forgepar.events import Event
 from forgepar.handles import TaskHandle, TaskHandles
+from forgepar.machine import as_text
 from forgepar.plan import Plan
 from forgepar.runstate import Status
 from forgepar.values.arena import Arena
@@ -33,6 +34,7 @@ class TaskRecord:
         duration: how long that took on the worker, seconds; nan if it never ran.
         worker: the slot it ran on, -1 if it never ran.
         attempt: which attempt the record is about, from 1; 0 if it never ran.
+        bytes: size of its value as it travelled, 0 for None, a number or short text.
         error: what it failed with, None if it did not.
     """
 
@@ -43,6 +45,7 @@ class TaskRecord:
     duration: float
     worker: int
     attempt: int
+    bytes: int
     error: Exception | None
 
 
@@ -67,6 +70,28 @@ class LayerRow:
     work_seconds: float
 
 
+class BytesUsed(NamedTuple):
+    """What the values of a run took, bytes.
+
+    Attributes:
+        written: size of all values as they travelled, but for None, numbers and short text.
+        recycled: how much of that went to shared memory that an earlier value had.
+        spilled: how much of that went to disk.
+        peak: most that was held in shared memory at once, that kept for later values included.
+    """
+
+    written: int
+    recycled: int
+    spilled: int
+    peak: int
+
+    def __str__(self) -> str:
+        return (
+            f"{as_text(self.written)} written, {as_text(self.recycled)} of it to recycled memory and "
+            f"{as_text(self.spilled)} to disk; at most {as_text(self.peak)} held at once"
+        )
+
+
 class Ledger:
     """The columns of a run, filled while it goes; a row a task.
 
@@ -74,12 +99,17 @@ class Ledger:
         start: float64, `time.perf_counter` seconds; nan until it ran.
         duration: float64, seconds; nan until it ran.
         worker: int16, -1 until it ran.
+        bytes: int64, size of the value as it travelled; 0 for scalars.
     """
 
     def __init__(self, n_tasks: int) -> None:
         self.start = np.full(n_tasks, np.nan)
         self.duration = np.full(n_tasks, np.nan)
         self.worker = np.full(n_tasks, -1, np.int16)
+        self.bytes = np.zeros(n_tasks, np.int64)
+        self.bytes_recycled = 0
+        self.bytes_spilled = 0
+        self.bytes_peak = 0
         self.attempts: dict[int, int] = {}
         self.errors: dict[int, Exception] = {}
         self.events: list[Event] = []
@@ -116,9 +146,15 @@ class Outputs:
         if type(value) is not tuple:
             return value
         if task not in self._decoded:
-            stream, *buffers = self._mapped.pop(task, None) or [value[0]]
+            stream, *buffers = self._mapped.get(task) or [value[0]]
             self._decoded[task] = pickle.loads(stream, buffers=buffers)
         return self._decoded[task]
+
+    def detach(self) -> None:
+        """Decode all large values anew, into memory of their own that can be written."""
+        for task, (stream, *buffers) in self._mapped.items():
+            self._decoded[task] = pickle.loads(stream, buffers=map(bytearray, buffers))
+        self._mapped.clear()
 
 
 class RunResult:
@@ -158,6 +194,29 @@ class RunResult:
     def ok(self) -> bool:
         """Whether every task completed."""
         return bool((self._status == Status.COMPLETED).all())
+
+    @property
+    def bytes(self) -> BytesUsed:
+        """How many bytes the values of the run took."""
+        ledger = self._ledger
+        written = int(ledger.bytes.sum())
+        return BytesUsed(written, ledger.bytes_recycled, ledger.bytes_spilled, ledger.bytes_peak)
+
+    def detach(self) -> Self:
+        """Copy large values out of shared memory, so that they can be written, and free that; return this result.
+
+        What was looked up before stays as it was: look it up again.
+
+        Example:
+            >>> from forgepar import Workflow
+            >>> import numpy
+            >>> wf = Workflow()
+            >>> zeros = wf.add(numpy.zeros, 100_000)
+            >>> array = wf.run(backend="inline").detach()[zeros]
+            >>> array[0] = 1.0
+        """
+        self._values.detach()
+        return self
 
     @property
     def records(self) -> Sequence[TaskRecord]:
@@ -224,6 +283,8 @@ class RunResult:
             f"{_seconds(row.work_seconds):>10}  {row.longest_task}"
             for row in self.layer_table()
         ]
+        if self.bytes.written:
+            lines.append(f"values: {self.bytes}")
         lines += [f"failed: {name}: {type(error).__name__}: {error}" for name, error in self.errors.items()]
         return "\n".join(lines)
 
@@ -257,6 +318,7 @@ class RunResult:
             float(ledger.duration[index]),
             int(ledger.worker[index]),
             ledger.attempts.get(index, 1) if ran else 0,
+            int(ledger.bytes[index]),
             ledger.errors.get(index),
         )
 

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from forgepar.columns import distinct
 from forgepar.graph import longest_remaining
 from forgepar.plan import IntArray, Plan, Tasks, as_index, as_tasks
 
@@ -255,7 +256,7 @@ class Eager:
             after = np.concatenate([graph.successors(task) for task in _numbers(tasks)])
         if len(after):
             np.subtract.at(waits, after, 1)
-            self._make_ready(np.unique(after[waits[after] == 0]))
+            self._make_ready(distinct(after[waits[after] == 0]))
         return []
 
     def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:

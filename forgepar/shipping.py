@@ -14,11 +14,13 @@ import cloudpickle
 import numpy as np
 
 from forgepar.backends.wire import Batch, Template
+from forgepar.columns import distinct_places
 from forgepar.errors import UnpicklableArgument, UnpicklableCallable
 from forgepar.plan import IntArray, Plan, Tasks
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
+from forgepar.values.segment import LEAST_KEPT, Segment, names_of, size_of
 
 KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
 _FEW = 16  # references: below this, numpy's fixed cost of a few us a call is more than a loop's
@@ -37,7 +39,9 @@ class Cargo:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._used = set(np.unique(plan.template_of).tolist())  # a refused declaration may have left others
+        self._used = set(
+            np.flatnonzero(np.bincount(plan.template_of)).tolist()
+        )  # a refused declaration may have left others
         numbers = sorted({plan.callable_of[template] for template in self._used})
         self.callables = {number: _pickle_callable(plan, number) for number in numbers}
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
@@ -83,6 +87,7 @@ class Shipment:
         self._constant_start_at = self._plan.constant_start.data
         self._shared: dict[int, Mapping[str, Wire]] = {}
         self._segments: list[Wire] = []
+        self._shipped: dict[int, Wire] = {}
         self._held = [_Held() for _ in range(n_slots)]
 
     def forget(self, slot: int) -> None:
@@ -92,7 +97,17 @@ class Shipment:
     def close(self) -> None:
         """Free the segments of constants."""
         for segment in self._segments:
-            self._arena.free(segment[0])
+            self._arena.free(segment)
+
+    def freed(self, segment: Segment) -> None:
+        """Note that a value's segment was freed: workers that have it mapped are to let go of it."""
+        for held in self._held:
+            held.freed(segment)
+
+    def drops(self, slot: int) -> Batch | None:
+        """Return a batch that tells a slot what to let go of, None where there is nothing; see `Batch.drop`."""
+        dropped = self._held[slot].drops()
+        return Batch(0, self._run, 0, 0, 0, (), (), b"", (), (), dropped) if dropped else None
 
     def keep(self, slot: int, task: int, wire: Wire) -> None:
         """Note that a worker holds a small value that it made."""
@@ -156,9 +171,13 @@ class Shipment:
         return self._shared[template]
 
     def _encode(self, value: Any) -> Wire:
+        """Encode a constant; a large one that many tasks get is the same object, and is written once."""
+        if id(value) in self._shipped:
+            return self._shipped[id(value)]
         wire = encode(value, self._arena)
         if is_segment(wire):
             self._segments.append(wire)
+            self._shipped[id(value)] = wire  # the plan holds the object, so no other gets its id
         return wire
 
     def _constants(self, tasks: Tasks) -> list[Wire]:
@@ -188,9 +207,9 @@ class Shipment:
             span = values[low:high]
             if tuple not in set(map(type, span)):
                 return list(span), (wanted - np.int32(low)).tobytes()
-        distinct, places = np.unique(wanted, return_inverse=True)
+        distinct, places = distinct_places(wanted)
         tasks = distinct.tolist()
-        return held.thin(tasks, [values[task] for task in tasks]), places.astype(np.int32).tobytes()
+        return held.thin(tasks, [values[task] for task in tasks]), places.tobytes()
 
 
 class _Held:
@@ -199,7 +218,8 @@ class _Held:
     def __init__(self) -> None:
         self.callables: set[int] = set()
         self.templates: set[int] = set()
-        self._dropped: set[int] = set()
+        self._dropped: set[int | str] = set()
+        self._mapped: set[str] = set()
         self._blobs: OrderedDict[int, int] = OrderedDict()
         self._n_bytes = 0
 
@@ -214,7 +234,14 @@ class _Held:
             self._n_bytes -= size
             self._dropped.add(oldest)
 
-    def drops(self) -> Sequence[int]:
+    def freed(self, segment: Segment) -> None:
+        """Note that a segment is to be mapped no longer."""
+        if self._mapped:
+            gone = self._mapped.intersection(names_of(segment))
+            self._mapped -= gone
+            self._dropped |= gone
+
+    def drops(self) -> Sequence[int | str]:
         """Return what the worker may forget once it has taken in the values of the next batch."""
         if not self._dropped:
             return ()
@@ -228,7 +255,10 @@ class _Held:
         return [self._thin(task, wire) for task, wire in zip(tasks, wires, strict=True)]
 
     def _thin(self, task: int, wire: Wire) -> Wire:
-        if type(wire) is not tuple or type(wire[0]) is not bytes:
+        if type(wire) is not tuple:
+            return wire
+        if type(wire[0]) is not bytes:
+            self._mapped.update(name for name in names_of(wire) if size_of(name) >= LEAST_KEPT)
             return wire
         if task in self._blobs:
             self._blobs.move_to_end(task)

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgepar.values import arena as arena_module
-from forgepar.values.arena import ALIGNMENT, Arena, segment_bytes
+from forgepar.errors import ArenaFull
+from forgepar.values import folders
+from forgepar.values.arena import Arena
+from forgepar.values.folders import open_arena, remove_arena
+from forgepar.values.segment import ALIGNMENT, segment_bytes
 
 
 @pytest.fixture
@@ -25,17 +28,17 @@ def roots(tmp_path, monkeypatch):
     memory, temporary = tmp_path / "memory", tmp_path / "temporary"
     memory.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(arena_module, "_MEMORY", memory)
-    monkeypatch.setattr(arena_module, "_LEAST_FREE", 0)
+    monkeypatch.setattr(folders, "_MEMORY", memory)
+    monkeypatch.setattr(folders, "_LEAST_MEMORY", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return memory, temporary
 
 
 @pytest.fixture
 def arena(roots):
-    arena = Arena.create()
+    arena = open_arena()
     yield arena
-    arena.remove()
+    remove_arena(arena)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_parts_come_back_as_they_were_written(shared_arena, parts):
     views = shared_arena.read(segment)
     assert [bytes(view) for view in views] == parts
     assert segment_bytes(segment) == sum(map(len, parts))
-    shared_arena.free(segment[0])
+    shared_arena.free(segment)
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"", b""]])
@@ -85,7 +88,7 @@ def test_names_are_the_segments_there_are(arena):
     segments = [arena.write([b"x"]) for _ in range(3)]
     assert len({segment[0] for segment in segments}) == 3
     assert arena.names() == sorted(segment[0] for segment in segments)
-    arena.free(segments[1][0])
+    arena.free(segments[1])
     assert arena.names() == sorted((segments[0][0], segments[2][0]))
 
 
@@ -96,8 +99,8 @@ def test_files_that_are_no_segments_are_not_named(arena):
 
 def test_a_segment_may_be_freed_twice(arena):
     segment = arena.write([b"x"])
-    arena.free(segment[0])
-    arena.free(segment[0])
+    arena.free(segment)
+    arena.free(segment)
     with pytest.raises(FileNotFoundError):
         arena.read(segment)
 
@@ -107,9 +110,9 @@ def test_a_mapping_outlives_its_segment(arena, end):
     segment = arena.write([b"first", b"second" * 10_000])
     views = arena.read(segment)
     if end == "free":
-        arena.free(segment[0])
+        arena.free(segment)
     else:
-        arena.remove()
+        remove_arena(arena)
     assert [bytes(view) for view in views] == [b"first", b"second" * 10_000]
 
 
@@ -122,16 +125,16 @@ def test_others_attach_by_the_folder(arena):
 
 def test_a_full_disk_leaves_no_part_of_a_segment(arena, monkeypatch):
     written = []
-    write = os.write
+    write = os.writev
 
     def full(descriptor, data):
         if written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written.append(write(descriptor, data))
+        written.append(write(descriptor, [b"".join(data)[:7]]))
         return written[-1]
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(ArenaFull, match=os.strerror(errno.ENOSPC)):
         arena.write([b"x" * 100, b"y" * 100])
     monkeypatch.undo()
     assert written
@@ -139,8 +142,8 @@ def test_a_full_disk_leaves_no_part_of_a_segment(arena, monkeypatch):
 
 
 def test_a_write_that_takes_a_part_only_is_gone_on_with(arena, monkeypatch):
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    write = os.writev
+    monkeypatch.setattr(os, "writev", lambda descriptor, parts: write(descriptor, [b"".join(parts)[:7]]))
     parts = [b"0123456789" * 5, b"abc"]
     assert [bytes(view) for view in arena.read(arena.write(parts))] == parts
 
@@ -151,39 +154,39 @@ def test_a_write_that_takes_a_part_only_is_gone_on_with(arena, monkeypatch):
 def test_only_the_owner_may_look(roots):
     before = os.umask(0)
     try:
-        arena = Arena.create()
+        arena = open_arena()
         segment = arena.write([b"x"])
     finally:
         os.umask(before)
     assert mode(arena.folder) == 0o700
     assert mode(arena.folder / segment[0]) == 0o600
-    arena.remove()
+    remove_arena(arena)
 
 
 def test_removing_takes_everything_and_may_be_done_twice(arena):
     arena.write([b"x"])
     (arena.folder / "board").touch()
-    arena.remove()
+    remove_arena(arena)
     assert not arena.folder.exists()
-    arena.remove()
+    remove_arena(arena)
 
 
 def test_arenas_of_one_process_are_apart(roots):
-    one, other = Arena.create(), Arena.create()
+    one, other = open_arena(), open_arena()
     assert one.folder != other.folder
-    one.remove()
+    remove_arena(one)
     assert other.folder.is_dir()
-    other.remove()
+    remove_arena(other)
 
 
 def test_shared_memory_is_taken_where_it_has_room(roots, monkeypatch):
     memory, temporary = roots
-    roomy = Arena.create()
+    roomy = open_arena()
     assert roomy.folder.parent == memory
-    monkeypatch.setattr(arena_module, "_LEAST_FREE", 1 << 62)
-    assert Arena.create().folder.parent == temporary
-    monkeypatch.setattr(arena_module, "_MEMORY", memory / "missing")
-    assert Arena.create().folder.parent == temporary
+    monkeypatch.setattr(folders, "_LEAST_MEMORY", 1 << 62)
+    assert open_arena().folder.parent == temporary
+    monkeypatch.setattr(folders, "_MEMORY", memory / "missing")
+    assert open_arena().folder.parent == temporary
 
 
 # Sweeping
@@ -208,21 +211,21 @@ def child():
 
 def start_of(pid: int) -> str:
     """The start time that an arena made by this process has in its name."""
-    return arena_module._start_time(pid)
+    return folders._start_time(pid)
 
 
 def test_what_dead_owners_left_is_swept_from_both_roots(roots, child):
     folders = [left_by(child.pid, start_of(child.pid), root) for root in roots]
     child.stdin.close()
     child.wait()
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert not any(folder.exists() for folder in folders)
 
 
 def test_what_living_owners_have_is_kept(roots, child):
     folders = [left_by(child.pid, start_of(child.pid), root) for root in roots]
-    mine = Arena.create()
-    Arena.create().remove()
+    mine = open_arena()
+    remove_arena(open_arena())
     assert all((folder / f"{child.pid}-0").exists() for folder in folders)
     assert mine.folder.is_dir()
 
@@ -231,13 +234,13 @@ def test_an_owner_that_ended_but_was_not_waited_for_is_dead(roots, child):
     folder = left_by(child.pid, start_of(child.pid), roots[0])
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert not folder.exists()
 
 
 def test_a_pid_that_another_process_has_now_is_no_living_owner(roots, child):
     folder = left_by(child.pid, "1", roots[0])
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert not folder.exists()
 
 
@@ -246,7 +249,7 @@ def test_a_living_owner_is_known_after_the_clock_was_set(roots, child, monkeypat
     folder = left_by(child.pid, start_of(child.pid), roots[0])
     boot_time = psutil._psplatform.boot_time
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 1.0)
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert folder.exists()
 
 
@@ -254,13 +257,13 @@ def test_a_living_owner_is_known_after_the_clock_was_set(roots, child, monkeypat
 def test_folders_of_other_names_are_left_alone(roots, name):
     folder = roots[1] / f"forgepar-{os.getuid()}-{name}"
     folder.mkdir()
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert folder.is_dir()
 
 
 def test_folders_of_other_users_are_left_alone(roots):
     folder = left_by(2**22 + 1, "1", roots[1], uid=os.getuid() + 1)
-    Arena.create().remove()
+    remove_arena(open_arena())
     assert folder.is_dir()
 
 
@@ -268,9 +271,9 @@ def test_a_folder_that_another_sweep_removes_first_is_no_fault(roots, child, mon
     folder = left_by(child.pid, "1", roots[0])
 
     def removed_meanwhile(pid):
-        arena_module._remove(folder)
+        folders._remove(folder)
         return "2"
 
-    monkeypatch.setattr(arena_module, "_start_time", removed_meanwhile)
-    Arena.create().remove()
+    monkeypatch.setattr(folders, "_start_time", removed_meanwhile)
+    remove_arena(open_arena())
     assert not folder.exists()

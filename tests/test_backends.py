@@ -92,7 +92,7 @@ def fails_twice(path):
 def executor(request):
     with fp.WorkflowExecutor(**executor_arguments(request.cls.kind)) as executor:
         warm = fp.Workflow()
-        warm.add(identity, 1)
+        warm.map(identity, [1, 2])  # a task for each worker: no more are started than a run can use
         executor.run(warm)
         yield executor
 

@@ -57,7 +57,7 @@ def round_trip(value: Any, arena: Arena) -> Any:
     wire = encode(value, arena)
     loaded = decode(wire, arena)
     if is_segment(wire):
-        arena.free(wire[0])
+        arena.free(wire)
     assert arena.names() == []
     return loaded
 
@@ -121,7 +121,7 @@ def test_each_value_goes_its_way_and_comes_back(arena, value, way):
     assert (wire_bytes(wire) == 0) == (way == "scalar")
     assert_same(decode(wire, arena), value)
     if way == "shared":
-        arena.free(wire[0])
+        arena.free(wire)
     assert arena.names() == []
 
 
@@ -131,7 +131,7 @@ def test_what_is_large_and_no_array_goes_by_a_segment(arena, value):
     assert is_segment(wire)
     assert len(pickle.dumps(wire)) < 200
     assert_same(decode(wire, arena), value)
-    arena.free(wire[0])
+    arena.free(wire)
 
 
 def test_a_message_names_a_large_value_and_does_not_hold_it(arena):
@@ -139,7 +139,7 @@ def test_a_message_names_a_large_value_and_does_not_hold_it(arena):
     assert wire_bytes(wire) >= 3 * 8 * 10**6
     assert len(pickle.dumps(wire)) < 200
     assert arena.names() == [wire[0]]
-    arena.free(wire[0])
+    arena.free(wire)
 
 
 # What comes back
@@ -219,7 +219,7 @@ def test_large_arrays_are_views_of_their_segment(arena, name):
     wire = encode([array, array[:0], array.copy("K")], arena)
     assert is_segment(wire)
     loaded = decode(wire, arena)
-    arena.free(wire[0])
+    arena.free(wire)
     assert_same(loaded, [array, array[:0], array])
     for view in (loaded[0], loaded[2]):
         assert not view.flags.writeable

@@ -70,7 +70,7 @@ def test_values_are_freed_as_soon_as_nobody_is_to_take_them(tmp_path):
         handle = wf.add(stage, None)
         for _ in range(20):
             handle = wf.add(stage, handle)
-        executor._backend.open()
+        executor._backend.open(2)
         arena = executor._backend.arena
         read = arena.read
 

@@ -13,6 +13,7 @@ import pytest
 
 from forgepar import errors
 from forgepar.errors import (
+    ArenaFull,
     CyclicWorkflow,
     DuplicateTaskName,
     EmptyWorkflow,
@@ -39,6 +40,7 @@ CLASSES = {
     if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
 }
 SAMPLES = [
+    ArenaFull("text"),
     ForgeparError("text"),
     WorkflowError("text"),
     EmptyWorkflow("text"),

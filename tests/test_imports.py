@@ -13,13 +13,13 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
-    0: ["errors", "events"],
-    1: ["graph", "batching", "arguments", "handles", "values.arena", "backends.board"],
-    2: ["values.codec", "tasks"],
-    3: ["backends.wire", "workflow"],
-    4: ["backends.worker", "backends.base", "plan"],
-    5: ["backends.process", "backends.inline", "runstate", "shipping"],
-    6: ["result", "simulate"],
+    0: ["errors", "events", "columns", "machine", "values.segment", "values.meter"],
+    1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board"],
+    2: ["values.arena", "tasks"],
+    3: ["values.codec", "values.folders", "workflow"],
+    4: ["backends.wire", "values.inplace", "plan"],
+    5: ["backends.worker", "backends.base", "runstate", "shipping"],
+    6: ["backends.process", "backends.inline", "result", "simulate"],
     7: ["books"],
     8: ["dispatch"],
     9: ["executor", "targets"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import pytest
 from conftest import PATIENCE, own_arenas, wait_until
 
 import forgepar as fp
+from forgepar import machine
 from forgepar.backends import process
 from forgepar.backends.board import NO_LIMIT
-from forgepar.backends.process import ProcessBackend, available_cpus
+from forgepar.backends.process import ProcessBackend
+from forgepar.machine import available_cpus
 
 START_METHODS = ["forkserver", "spawn", "fork"]
 
@@ -119,7 +122,7 @@ class TestScripts:
             parent.wait()
         wait_until(lambda: not any(running(worker) for worker in workers), "workers to end with their parent")
         with fp.WorkflowExecutor(backend="inline") as executor:  # its start sweeps what the killed parent left
-            executor._backend.open()
+            executor._backend.open(2)
         left = list(Path("/dev/shm").glob(f"forgepar-{os.getuid()}-{parent.pid}-*"))
         assert left == []
 
@@ -144,7 +147,7 @@ def running(proc: psutil.Process) -> bool:
 def worker_pids(executor: fp.WorkflowExecutor) -> set[int]:
     """The pids of all workers of an executor, once all have joined."""
     backend = executor._backend
-    backend.open()
+    backend.open(2)
     while len(backend.joined()) < executor.workers:
         backend.wait(PATIENCE)
     return {joined.pid for joined in backend.joined()}
@@ -281,7 +284,7 @@ class TestStart:
         assert done.stdout.strip() == "1"
 
     def test_available_cpus_obey_the_quota(self, monkeypatch):
-        monkeypatch.setattr(process, "_quota_cpus", lambda: 1)
+        monkeypatch.setattr(machine, "_quota_cpus", lambda: 1)
         assert available_cpus() == 1
 
     def test_numerical_libraries_get_a_share_of_the_cores(self, executor):
@@ -312,6 +315,7 @@ class TestLastingUse:
             return me.num_fds(), me.num_threads(), len(me.children(recursive=True))
 
         worker_pids(executor)
+        gc.collect()  # what is mapped has a descriptor
         first = use()
         assert {use() for _ in range(200)} == {first}
 

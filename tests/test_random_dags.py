@@ -60,7 +60,7 @@ def declare(parents, shapes):
 def executor(request):
     with fp.WorkflowExecutor(**executor_arguments(request.param)) as executor:
         warm = fp.Workflow()
-        warm.add(step, 0)
+        warm.map(step, [0, 0])  # a task for each worker: no more are started than a run can use
         executor.run(warm)
         yield executor
 

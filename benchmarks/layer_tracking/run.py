@@ -18,7 +18,7 @@ import numpy as np
 
 import forgepar as fp
 from benchmarks._common import Row, main
-from forgepar.backends.process import available_cpus
+from forgepar.machine import available_cpus
 
 TITLE = "Layer tracking: wall time beside the longest task of each layer"
 TARGET = 1.05

@@ -47,8 +47,8 @@ class Backend(Protocol):
     n_slots: int
     arena: Arena
 
-    def open(self) -> None:
-        """Start what is not running. Slots report as `Joined` by `wait`, now or later."""
+    def open(self, n_wanted: int) -> None:
+        """Start what is not running of the first ``n_wanted`` slots; each reports as `Joined`, now or later."""
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that have a worker at this moment."""

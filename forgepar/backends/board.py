@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from pathlib import Path
 
 POSITION, STARTED, LIMIT = 0, 1, 2
 NO_LIMIT = (1 << 63) - 1
@@ -29,7 +28,7 @@ class Board:
         path: the board's file, made by `create`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDWR)
         try:
             self._words = memoryview(mmap.mmap(descriptor, 0))
@@ -37,9 +36,9 @@ class Board:
             os.close(descriptor)
 
     @classmethod
-    def create(cls, path: Path, slots: int) -> Board:
+    def create(cls, path: str, slots: int) -> Board:
         """Make the file of a board with ``slots`` rows, none of them limited."""
-        with path.open("xb") as file:
+        with open(path, "xb") as file:  # noqa: PTH123
             file.write(bytes(slots * _ROW * 8))
         board = cls(path)
         for slot in range(slots):

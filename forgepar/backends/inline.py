@@ -15,10 +15,15 @@ from forgepar.backends.board import LIMIT, POSITION, Board
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
 from forgepar.values.arena import Arena
+from forgepar.values.folders import open_arena, remove_arena
+from forgepar.values.inplace import use
 
 
 class InlineBackend:
     """One slot, in this process.
+
+    Args:
+        budget: most bytes of large values in shared memory; None: half of the memory that is available.
 
     Example:
         >>> backend = InlineBackend()
@@ -29,16 +34,19 @@ class InlineBackend:
     name = "inline"
     n_slots = 1
 
-    def __init__(self) -> None:
+    arena: Arena
+
+    def __init__(self, budget: int | None = None) -> None:
+        self._budget = budget
         self._waiting: deque[Batch] = deque()
         self._is_open = False
 
-    def open(self) -> None:
+    def open(self, n_wanted: int = 1) -> None:  # noqa: ARG002
         """Make the arena."""
         if self._is_open:
             return
-        self.arena = Arena.create()
-        board = Board.create(self.arena.folder / "board", 1)
+        self.arena = open_arena(budget=self._budget)
+        board = Board.create(str(self.arena.folder / "board"), 1)
         self._words = board.integers(0)
         self._worker = Worker(0, self.arena, board, interruptible=True)
         self._is_open = True
@@ -53,7 +61,13 @@ class InlineBackend:
 
     def wait(self, timeout: float | None) -> list[Notice]:  # noqa: ARG002
         """Run the next batch. Does not return before it is done."""
-        return list(self._worker.run(self._waiting.popleft())) if self._waiting else []
+        if not self._waiting:
+            return []
+        before = use(self.arena)
+        try:
+            return list(self._worker.run(self._waiting.popleft()))
+        finally:
+            use(before)
 
     def position(self, slot: int) -> int:  # noqa: ARG002
         """Return the mark of the task last run."""
@@ -73,4 +87,4 @@ class InlineBackend:
         if self._is_open:
             self._is_open = False
             self._waiting.clear()
-            self.arena.remove()
+            remove_arena(self.arena)

@@ -20,6 +20,7 @@ import time
 import types
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
@@ -31,10 +32,13 @@ from multiprocessing.process import BaseProcess
 
 from forgepar.backends.base import Joined, Lost, Notice
 from forgepar.backends.board import LIMIT, POSITION, Board
-from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, unpack
+from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import serve
 from forgepar.errors import WorkerStartFailed
+from forgepar.machine import available_cpus
 from forgepar.values.arena import Arena
+from forgepar.values.folders import open_arena, remove_arena
+from forgepar.values.segment import Segment
 
 START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
@@ -54,7 +58,7 @@ class _Slot:
     connection: Channel | None = None
     words: memoryview = field(default_factory=memoryview(b"").toreadonly)
     failed_starts: int = 0
-    outstanding: int = 0
+    outstanding: deque[Segment | None] = field(default_factory=deque)  # a batch each, and the segment that carries it
 
     @property
     def pid(self) -> int:
@@ -67,16 +71,19 @@ class ProcessBackend:
     Args:
         n_slots: how many workers.
         start_method: "forkserver", "spawn" or "fork"; None takes forkserver where there is one, else spawn.
+        budget: most bytes of large values in shared memory; None: half of the memory that is available.
 
     Example:
         >>> backend = ProcessBackend(2)
-        >>> backend.open()
+        >>> backend.open(2)
         >>> backend.close()
     """
 
     name = "process"
 
-    def __init__(self, n_slots: int, start_method: str | None = None) -> None:
+    arena: Arena
+
+    def __init__(self, n_slots: int, start_method: str | None = None, budget: int | None = None) -> None:
         self.n_slots = n_slots
         available = multiprocessing.get_all_start_methods()
         self.start_method = start_method or next(m for m in START_METHODS if m in available)
@@ -84,17 +91,25 @@ class ProcessBackend:
             raise ValueError(
                 f"start_method={start_method!r} is not one of {available}, which this system has. Leave it out."
             )
+        self._budget = budget
         self._owner = os.getpid()
         self._slots = [_Slot(number) for number in range(n_slots)]
         self._n_starting = 0
         self._is_open = False
 
-    def open(self) -> None:
-        """Make the arena and start the workers; does nothing where that is done."""
-        if self._is_open:
-            return
-        self.arena = Arena.create()
-        self._board = Board.create(self.arena.folder / "board", self.n_slots)
+    def open(self, n_wanted: int) -> None:
+        """Make the arena, and start workers for the first ``n_wanted`` slots; does nothing where that is done."""
+        if not self._is_open:
+            self._prepare()
+        for slot in self._slots[:n_wanted]:
+            if slot.executor is None:
+                self._n_starting += 1
+                self._start(slot)
+
+    def _prepare(self) -> None:
+        """Make what all workers share."""
+        self.arena = open_arena(self.n_slots, self._budget)
+        self._board = Board.create(str(self.arena.folder / "board"), self.n_slots)
         self._address = str(self.arena.folder / "socket")
         self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
         self._selector = selectors.DefaultSelector()
@@ -102,9 +117,7 @@ class ProcessBackend:
         self._is_open = True
         _live.add(self)
         self._context = self._make_context()
-        self._n_starting = self.n_slots
-        for slot in self._slots:
-            self._start(slot)
+        self._n_starting = 0
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that have a worker at this moment."""
@@ -114,9 +127,11 @@ class ProcessBackend:
         """Hand a batch to a slot that has joined."""
         entry = self._slots[slot]
         assert entry.connection is not None, f"slot {slot} has no worker"
-        entry.outstanding += 1
+        message = pack(batch, self.arena)
+        if batch.n_tasks:
+            entry.outstanding.append(segment_of(message))
         with suppress(OSError):  # the worker died: its connection is at its end and `wait` will say so
-            entry.connection.send(pack(batch, self.arena))
+            entry.connection.send(message)
 
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
@@ -166,13 +181,13 @@ class ProcessBackend:
         for slot in self._slots:
             _shut_down(slot)
             slot.connection = slot.process = slot.executor = slot.job = None
-            slot.outstanding = 0
-        self.arena.remove()
+            slot.outstanding.clear()
+        remove_arena(self.arena)
 
     def _make_context(self) -> BaseContext:
         context: BaseContext = multiprocessing.get_context(self.start_method)
         if self.start_method == "forkserver":
-            context.set_forkserver_preload(["cloudpickle", "forgepar.backends.worker"])
+            context.set_forkserver_preload(["forgepar.backends.worker"])
         return context
 
     def _start(self, slot: _Slot) -> None:
@@ -180,19 +195,18 @@ class ProcessBackend:
         self._board.reset(slot.number)
         slot.words = self._board.integers(slot.number)
         slot.connection = slot.process = None
-        slot.outstanding = 0
+        slot.outstanding.clear()
         inherited: tuple[int, ...] = ()
         if self.start_method == "fork":
             others = [other.connection for other in self._slots if other.connection is not None]
             inherited = (self._listener.fileno(), *(connection.fileno() for connection in others))
         threads = max(1, available_cpus() // self.n_slots)
         slot.executor = ProcessPoolExecutor(1, mp_context=self._context)
-        folder = str(self.arena.folder)
         with _anonymous_main(), warnings.catch_warnings():
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-            slot.job = slot.executor.submit(serve, self._address, slot.number, folder, threads, inherited)
+            slot.job = slot.executor.submit(serve, self._address, slot.number, self.arena.place, threads, inherited)
 
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
@@ -217,7 +231,8 @@ class ProcessBackend:
         if not message:
             return self._lose(slot)
         reply = unpack(message, Reply, self.arena)
-        slot.outstanding -= reply.ended
+        if reply.ended:
+            slot.outstanding.popleft()
         return reply
 
     def _lose(self, slot: _Slot) -> Lost:
@@ -227,6 +242,8 @@ class ProcessBackend:
         slot.connection.close()
         pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
         _bury(slot)
+        for segment in filter(None, slot.outstanding):
+            self.arena.free(segment)
         self._n_starting += 1
         fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
         self._start(slot)
@@ -247,31 +264,6 @@ class ProcessBackend:
                         "backend='inline' runs without workers."
                     ) from reason
                 self._start(slot)
-
-
-def available_cpus() -> int:
-    """Count the CPUs that this process may use: its affinity, and its cgroup's quota rounded up."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        count = os.cpu_count() or 1
-    return max(1, min(count, _quota_cpus()))
-
-
-def _quota_cpus() -> int:
-    """Read the CPU quota of the cgroup, version 2 or 1; a huge number where there is none."""
-    no_quota = 1 << 30
-    with suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
-            quota, period = file.read().split()
-        return no_quota if quota == "max" else -(-int(quota) // int(period))
-    with suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:  # noqa: PTH123
-            quota = file.read()
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:  # noqa: PTH123
-            period = file.read()
-        return no_quota if int(quota) < 0 else -(-int(quota) // int(period))
-    return no_quota
 
 
 def _received(connection: Channel) -> bytes:

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
+from forgepar.values.segment import Segment
 
 MESSAGE_LIMIT = 32 * 1024  # bytes
 # To be woken costs both ends together 0.1 ms on a core that went idle. Where layers are short the next batch comes
@@ -66,7 +67,8 @@ class Batch(NamedTuple):
         references: int32 positions in ``values``, task by task; empty where ``values`` is in that order already.
         callables: callables that this worker does not have yet, pickled, with their numbers.
         templates: templates that it does not have yet.
-        drop: tasks whose kept values it may forget, once it has taken in ``values``.
+        drop: what it may forget once it has taken in ``values``: tasks, whose small values it keeps, and names of
+            segments, which it has mapped. A batch of no tasks brings nothing else, and gets no reply.
     """
 
     id: int
@@ -74,12 +76,12 @@ class Batch(NamedTuple):
     template: int
     n_tasks: int
     tasks: int | bytes
-    constants: list[Wire]
-    values: list[Wire]
+    constants: Sequence[Wire]
+    values: Sequence[Wire]
     references: bytes
     callables: Sequence[tuple[int, bytes]]
     templates: Sequence[Template]
-    drop: Sequence[int]
+    drop: Sequence[int | str]
 
 
 class Failure(NamedTuple):
@@ -246,5 +248,13 @@ def unpack(data: bytes, kind: type[AnyMessage], arena: Arena) -> AnyMessage:
         return kind._make(pickle.loads(data))
     segment = pickle.loads(memoryview(data)[1:])
     message = kind._make(pickle.loads(arena.read(segment)[0]))
-    arena.free(segment[0])
+    arena.free(segment)
     return message
+
+
+def segment_of(data: bytes) -> Segment | None:
+    """Return the segment that `pack` put a message in, None if it is in the data itself."""
+    if not data.startswith(_IN_SEGMENT):
+        return None
+    segment: Segment = pickle.loads(memoryview(data)[1:])
+    return segment

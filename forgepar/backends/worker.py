@@ -11,25 +11,23 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from multiprocessing import connection, parent_process
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import cloudpickle
 
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
-from forgepar.errors import TaskExited, UnpicklableResult
-from forgepar.tasks import Task
-from forgepar.values.arena import Arena
+from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
+from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
+from forgepar.values.inplace import use
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
 _SAMPLE_SECONDS = 0.001  # between two looks at what this process used: each takes a microsecond
@@ -40,6 +38,10 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+_READ_ONLY = (
+    "Large inputs of a task are views of memory that others read as well, so they cannot be written. "
+    "Change a copy: array = array.copy(). What the task makes itself can be written as ever."
+)
 _inside = False
 
 
@@ -48,20 +50,21 @@ def inside_worker() -> bool:
     return _inside
 
 
-def serve(address: str, slot: int, folder: str, threads: int, inherited: tuple[int, ...]) -> None:
+def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...]) -> None:
     """Run batches from the parent until it closes the connection.
 
     Args:
         address: the parent's socket.
         slot: which slot this process fills.
-        folder: the arena's folder, which holds the board as well.
+        place: the arena, whose folder holds the board as well.
         threads: how many threads numerical libraries may use here.
         inherited: descriptors of the parent's other connections, copied by a fork.
     """
     _settle(threads, inherited)
-    arena = Arena(Path(folder))
-    board = Board(arena.folder / "board")
+    arena = Arena(place, slot + 1, keeps_mapped=True)
+    board = Board(os.path.join(place.folder, "board"))  # noqa: PTH118  (pathlib takes longer to load than all else here)
     worker = Worker(slot, arena, board)
+    use(arena)
     parent = connect(address)
     try:
         parent.send(pack(Hello(slot, os.getpid()), arena))
@@ -109,6 +112,9 @@ class Worker:
 
         Ends early at a failure and at the board's limit; the last reply then has fewer outcomes than the batch tasks.
         """
+        if not batch.n_tasks:
+            self._drop(batch.drop)
+            return
         clock = time.perf_counter
         words, times = self._words, self._times
         here = mark(batch.id, 0)
@@ -143,6 +149,7 @@ class Worker:
                 first += len(values)
                 now = clock()  # the reply's own time is nobody's work
                 marks, values, due = array("d", (now,)), [], now + REPLY_SECONDS
+        self._arena.take_back()
         yield self._reply(batch, first, values, marks, failure, ended=True)
 
     def _prepare(self, batch: Batch) -> tuple[Callable[..., Any], Iterable[tuple[Any, ...]]]:
@@ -158,8 +165,8 @@ class Worker:
         for template in batch.templates:
             self._calls[template.number] = self._make_call(template)
         call = self._calls[batch.template]
-        for task in batch.drop:  # only now: the values just taken in may have been the reason
-            self._kept.pop(task, None)
+        if batch.drop:
+            self._drop(batch.drop)  # only now: the values just taken in may have been the reason
         if batch.references:
             values = [values[i] for i in array("i", batch.references)]
         if batch.constants:
@@ -178,7 +185,7 @@ class Worker:
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
         return _Call(function, layout, shared, is_direct)
 
-    def _take_in(self, values: list[Wire]) -> list[Wire]:
+    def _take_in(self, values: Sequence[Wire]) -> list[Wire]:
         """Keep the coded values that came to be kept, and look up those that were kept before."""
         taken = []
         for wire in values:
@@ -213,6 +220,8 @@ class Worker:
     def _result(self, value: Any, batch: Batch, position: int) -> Wire:
         try:
             wire = encode(value, self._arena)
+        except ArenaFull:
+            raise
         except Exception as error:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             message = (
@@ -230,6 +239,8 @@ class Worker:
         if not isinstance(error, Exception):
             error = _ordinary(error)
         _cut_own_frames(error)
+        if isinstance(error, (ValueError, TypeError)) and "read-only" in _text_of(error):
+            error.add_note(_READ_ONLY)
         text = "".join(traceback.format_exception(error))
         kind = type(error)
         return Failure(position, _pickled(error), f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text)
@@ -251,13 +262,18 @@ class Worker:
             spent, self._cpu = cpu - self._cpu, cpu
         return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss)
 
+    def _drop(self, names: Sequence[int | str]) -> None:
+        for task in names:
+            self._kept.pop(task, None)
+        self._arena.drop([name for name in names if isinstance(name, str)])
+
     def _forget(self) -> None:
         self._callables: dict[int, Callable[..., Any]] = {}
         self._calls: dict[int, _Call] = {}
-        self._kept: dict[int, Wire] = {}
+        self._kept: dict[int | str, Wire] = {}
 
 
-def _rows(layout: Layout, count: int, values: list[Wire], constants: list[Wire]) -> Iterable[tuple[Any, ...]]:
+def _rows(layout: Layout, count: int, values: Sequence[Wire], constants: Sequence[Wire]) -> Iterable[tuple[Any, ...]]:
     """Yield each task's arguments, still encoded; a template with holes gets the task's values as one column more.
 
     Columns are slices and `zip` makes the rows, so that nothing runs in Python per argument.
@@ -265,7 +281,7 @@ def _rows(layout: Layout, count: int, values: list[Wire], constants: list[Wire])
     if not layout.kinds:
         return repeat((), count)
     n_values, n_constants = layout.n_references, layout.n_constants
-    columns: list[list[Any]] = []
+    columns: list[Sequence[Any]] = []
     at_value = at_constant = 0
     for kind in layout.kinds:
         if kind == REFERENCE:
@@ -290,7 +306,8 @@ def _load_callable(pickled: bytes) -> Callable[..., Any]:
         loaded: Callable[..., Any] = pickle.loads(pickled)
     except Exception as error:
         return _raiser(error)
-    return loaded.fn if isinstance(loaded, Task) else loaded
+    tasks = sys.modules.get("forgepar.tasks")  # loaded by now if it is a task
+    return loaded.fn if tasks is not None and isinstance(loaded, tasks.Task) else loaded
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
@@ -314,6 +331,8 @@ def _ordinary(error: BaseException) -> TaskExited:
 
 def _pickled(error: BaseException) -> bytes | None:
     """Pickle an exception if it can be unpickled too: many cannot, and the parent must not be the one to find out."""
+    import cloudpickle
+
     try:
         data: bytes = cloudpickle.dumps(error, protocol=5)
         loaded = pickle.loads(data)
@@ -379,7 +398,6 @@ def _usage() -> tuple[float, int]:
 
 try:
     import resource
-    import sys
 except ImportError:
     pass
 else:

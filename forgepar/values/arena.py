@@ -1,168 +1,372 @@
-"""Segments: files in memory that hold what is too large for a message.
+"""Segments: files in shared memory through which large values go from process to process without a copy.
 
-An arena is a folder that only its owner may open, in ``/dev/shm`` where that has room, else in the temporary folder.
-Its name tells the owner's user id, pid and start time, so that a later run can sweep what a killed one left behind.
-Segments are written once, mapped read-only by whoever needs them, and unlinked when nobody does; a mapping outlives
-that.
+    write, grant ──> segment ──> read (mapped, any number of times) ──> free ──> free list ──> write, grant
+                        │                                                 └──> unlinked: small, or the list is full
+                        └──> on disk, where the memory budget is used up or shared memory is full
+
+A segment is written once, mapped read-only by whoever needs it, and freed when nobody is to take its value any more.
+Large ones are then kept for the next value of their size class: pages that exist already are written three times as
+fast as new ones. Whoever maps a large segment holds a shared lock on it, and nobody writes to one again that is still
+mapped: the kernel drops the lock with the mapping, and with the process that dies.
+
+Any process may do any of this at any time: claiming a freed segment is one rename. What is in use is counted in a
+meter, shared memory again, of which every process writes one column.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import mmap
 import os
-import re
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import TypeAlias
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-# A segment's name and the length in bytes of each part in it; flat, so that it pickles small.
-Segment: TypeAlias = tuple[str | int, ...]
+from forgepar.errors import ArenaFull
+from forgepar.values.files import is_unmapped, lock, make, map_to_read, map_to_write, open_to_read, reserve, write_all
+from forgepar.values.meter import Meter, Row
+from forgepar.values.segment import ALIGNMENT, LEAST_KEPT, Segment, maker_of, name_of, names_of, size_class, size_of
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector register numpy's kernels load
-_PREFIX = "forgepar"
-_MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of our own, mode 0700, is made in it)
-_LEAST_FREE = 1 << 30  # bytes; containers give 64 MiB, which one value could fill
-_PROCESSES = Path("/proc")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NO_BUDGET = (1 << 63) - 1
+METER, IDLE = "meter", "idle"  # what else is in the folder: that file, and the folder of segments kept for later
+_MOST_MAPPED = 64  # segments that a worker keeps mapped for later tasks
 _counter = itertools.count()
 
 
-class Arena:
-    """One folder of segments; the process that makes it removes it, others attach by its path.
+class Place(NamedTuple):
+    """Where an arena is, as it travels to workers.
 
-    Args:
-        folder: an existing arena's folder.
+    Attributes:
+        folder: of segments in memory, and of the meter.
+        spill_folder: of segments on disk.
+        budget: most bytes in memory, those kept for later included.
+        n_columns: how many processes have a column in the meter.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._prefix = str(folder) + os.sep
+    folder: str
+    spill_folder: str
+    budget: int
+    n_columns: int
 
-    @classmethod
-    def create(cls) -> Arena:
-        """Make an arena for this process, after sweeping those whose owners are dead."""
-        for root in {_MEMORY, _temporary()}:
-            _sweep(root)
-        name = f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
-        folder = _roomy_root() / name
-        folder.mkdir(mode=0o700)
-        return cls(folder)
 
-    def write(self, parts: Sequence[bytes | memoryview]) -> Segment:
+class Usage(NamedTuple):
+    """What an arena holds and has done, bytes (whole size classes) but for the count.
+
+    Attributes:
+        n_segments: how many segments have a value.
+        in_use: their size in memory.
+        idle: size of those in memory that are kept for later values.
+        peak: most that ever was in memory, used or idle.
+        spilled: how much ever went to disk.
+        reused: how much was ever written to segments that were kept.
+    """
+
+    n_segments: int
+    in_use: int
+    idle: int
+    peak: int
+    spilled: int
+    reused: int
+
+
+class _Grant(NamedTuple):
+    """A segment that a task got to fill in place: its name, where it is mapped, and whether it still is."""
+
+    name: str
+    address: int
+    n_bytes: int
+    mapping: weakref.ref[mmap.mmap]
+
+
+class Arena:
+    """One process's hold on an arena.
+
+    Args:
+        place: where it is; a folder alone stands for an arena without budget.
+        column: which column of the meter this process writes.
+        keeps_mapped: whether large segments stay mapped until `drop`.
+    """
+
+    def __init__(self, place: Place | str | Path, column: int = 0, *, keeps_mapped: bool = False) -> None:
+        if not isinstance(place, Place):
+            place = Place(str(place), str(place), NO_BUDGET, 1)
+        self.place = place
+        self._folders = {"m": place.folder + os.sep, "d": place.spill_folder + os.sep}
+        self._idle_folder = place.folder + os.sep + IDLE + os.sep
+        self._has_idle_folder = os.path.isdir(self._idle_folder)  # noqa: PTH112
+        self._meter = Meter(place.folder + os.sep + METER, place.n_columns, column)
+        self._keeps_mapped = keeps_mapped
+        self._mapped: OrderedDict[str, memoryview] = OrderedDict()
+        self._grants: list[_Grant] = []
+
+    @property
+    def folder(self) -> Path:
+        """The folder in memory."""
+        from pathlib import Path  # a worker need not load it
+
+        return Path(self.place.folder)
+
+    # Writing
+
+    def write(self, parts: Sequence[bytes | memoryview | tuple[str, int, int]]) -> Segment:
         """Write a new segment, its parts each at a multiple of `ALIGNMENT`.
 
+        Args:
+            parts: what to write; or where it lies already.
+
         Returns:
-            what `read` takes.
+            what `read` and `free` take.
 
         Raises:
-            OSError: no room is left.
+            ArenaFull: neither memory nor disk has room.
         """
-        name = f"{os.getpid()}-{next(_counter)}"
-        descriptor = os.open(self._prefix + name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        own = [part for part in parts if not isinstance(part, tuple)]
+        n_bytes = sum(len(part) + -len(part) % ALIGNMENT for part in own)
+        name = self._write(own, n_bytes)
+        return (name, *(part if type(part) is tuple else len(part) for part in parts))
+
+    def grant(self, n_bytes: int) -> mmap.mmap:
+        """Map a new segment for writing; its content is whatever was there.
+
+        It is remembered until what lies in it is written (`granted`, `give`), or nobody has it any more (`take_back`).
+
+        Raises:
+            ArenaFull: neither memory nor disk has room.
+        """
+        name, descriptor = self._take(n_bytes, reserve)
         try:
-            for part in parts:
-                _write_all(descriptor, part)
-                _write_all(descriptor, bytes(-len(part) % ALIGNMENT))
+            lock(descriptor)
+            mapping = map_to_write(descriptor, n_bytes)
+            self._grants.append(_Grant(name, _address(mapping), n_bytes, weakref.ref(mapping)))
         except BaseException:
-            self.free(name)
+            self.free((name,), keep=False)
             raise
         finally:
             os.close(descriptor)
-        return (name, *(len(part) for part in parts))
+        return mapping
+
+    def granted(self, buffer: memoryview) -> tuple[str, int, int] | None:
+        """Tell where a buffer lies, if that is in a segment that was granted: (name, offset, length)."""
+        if not self._grants or not len(buffer):
+            return None
+        address = _address(buffer)
+        for grant in self._grants:
+            offset = address - grant.address
+            if offset >= 0 and offset + len(buffer) <= grant.n_bytes and grant.mapping() is not None:
+                return grant.name, offset, len(buffer)
+        return None
+
+    def give(self, segment: Segment) -> None:
+        """Hand the granted segments that parts of this one lie in over to whoever gets it: they have one value now."""
+        if self._grants:
+            given = names_of(segment)[1:]
+            self._grants = [grant for grant in self._grants if grant.name not in given]
+
+    def take_back(self) -> None:
+        """Free the granted segments that nobody has any more."""
+        for grant in [grant for grant in self._grants if grant.mapping() is None]:
+            self._grants.remove(grant)
+            self.free((grant.name,))
+
+    def _write(self, parts: Sequence[bytes | memoryview], n_bytes: int) -> str:
+        name, descriptor = self._take(n_bytes, lambda opened, _: write_all(opened, parts))
+        os.close(descriptor)
+        return name
+
+    def _take(self, n_bytes: int, fill: Callable[[int, int], None]) -> tuple[str, int]:
+        """Open a segment of this size, kept, new or on disk, and fill it."""
+        size = size_class(n_bytes)
+        for name, descriptor in self._candidates(size):
+            try:
+                fill(descriptor, n_bytes)
+            except BaseException as error:
+                os.close(descriptor)
+                self.free((name,), keep=False)
+                if name[0] == "m" and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    continue
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise ArenaFull(
+                        f"a value of {n_bytes} bytes finds no room: the budget of {self.place.budget} bytes in "
+                        f"{self.place.folder} is used up, or its file system is full, and so is "
+                        f"{self.place.spill_folder} ({error}). Give more memory_budget=, keep fewer outputs, or "
+                        "point TMPDIR to a larger disk."
+                    ) from error
+                raise
+            return name, descriptor
+        raise AssertionError("the last candidate is on disk, and its failure was raised")
+
+    def _candidates(self, size: int) -> Iterator[tuple[str, int]]:
+        """Yield opened segments to try, the best first; whoever does not use one frees it."""
+        if size >= LEAST_KEPT and (kept := self._reuse(size)) is not None:
+            yield kept
+        if self._has_room(size):
+            yield self._make("mn", size)
+        if self._evict() and self._has_room(size):
+            yield self._make("mn", size)
+        yield self._make("dn", size)
+
+    def _make(self, kind: str, size: int) -> tuple[str, int]:
+        name = name_of(kind, size, os.getpid(), next(_counter))
+        descriptor = make(self._folders[kind[0]] + name)
+        if kind[0] == "m":
+            self._meter.add(Row.MADE, size)
+            self._meter.see_peak()
+        else:
+            self._meter.add(Row.SPILLED, size)
+        return name, descriptor
+
+    def _reuse(self, size: int) -> tuple[str, int] | None:
+        """Claim a kept segment of this size that nobody has mapped any more."""
+        if not self._meter.idle:
+            return None
+        for found in self._idle_names():
+            if not found.startswith(f"{size:x}-"):
+                continue
+            name = name_of("mr", size, os.getpid(), next(_counter))
+            try:
+                os.rename(self._idle_folder + found, self._folders["m"] + name)  # noqa: PTH104
+            except FileNotFoundError:
+                continue  # somebody else was quicker
+            descriptor = os.open(self._folders["m"] + name, os.O_RDWR)
+            if is_unmapped(descriptor):
+                self._meter.add(Row.REUSED, size)
+                return name, descriptor
+            os.close(descriptor)
+            os.rename(self._folders["m"] + name, self._idle_folder + found)  # noqa: PTH104
+        return None
+
+    def _has_room(self, size: int) -> bool:
+        return self._meter.held + size <= self.place.budget
+
+    def _evict(self) -> bool:
+        """Remove what is kept for later."""
+        n_evicted = 0
+        for found in self._idle_names():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._idle_folder + found)  # noqa: PTH108
+                size = int(found.partition("-")[0], 16)
+                self._meter.add(Row.EVICTED, size)
+                self._meter.add(Row.REMOVED, size)
+                n_evicted += 1
+        return n_evicted > 0
+
+    # Reading
 
     def read(self, segment: Segment) -> list[memoryview]:
         """Map a segment read-only and return a view of each of its parts."""
-        name, *lengths = segment
-        if not any(lengths):
-            return [memoryview(b"") for _ in lengths]  # an empty file cannot be mapped
-        descriptor = os.open(self._prefix + str(name), os.O_RDONLY)
-        try:
-            whole = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
-        finally:
-            os.close(descriptor)
+        name, *parts = segment
+        lengths = [part for part in parts if type(part) is int]
+        whole = self._map(str(name)) if any(lengths) else memoryview(b"")  # an empty file cannot be mapped
         views, start = [], 0
-        for length in map(int, lengths):
-            views.append(whole[start : start + length])
-            start += length + -length % ALIGNMENT
+        for part in parts:
+            if type(part) is int:
+                views.append(whole[start : start + part])
+                start += part + -part % ALIGNMENT
+            else:
+                other, offset, length = part
+                views.append(self._map(other)[offset : offset + length])
         return views
 
-    def free(self, name: str | int) -> None:
-        """Unlink a segment; what is mapped stays readable."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._prefix + str(name))  # noqa: PTH108  (this is called per value: no Path is made for it)
+    def drop(self, names: Sequence[str]) -> None:
+        """Keep these segments mapped no longer than somebody needs what was read from them."""
+        for name in names:
+            self._mapped.pop(name, None)
+
+    def _map(self, name: str) -> memoryview:
+        if name in self._mapped:
+            self._mapped.move_to_end(name)
+            return self._mapped[name]
+        is_large = _is_large(name)
+        descriptor = open_to_read(self._folders[name[0]] + name)
+        try:
+            if is_large:
+                lock(descriptor)  # the mapping has a copy of the descriptor, and so the lock
+            view = map_to_read(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_large and self._keeps_mapped:
+            self._mapped[name] = view
+            if len(self._mapped) > _MOST_MAPPED:
+                self._mapped.popitem(last=False)
+        return view
+
+    # Freeing
+
+    def free(self, segment: Segment, *, keep: bool = True) -> None:
+        """Give up a segment, and those that parts of it lie in; what is mapped stays readable.
+
+        Args:
+            segment: what `write` returned.
+            keep: whether large ones may be kept for later values; not if they stay mapped.
+        """
+        for name in names_of(segment):
+            self._free(name, keep=keep)
+
+    def _free(self, name: str, *, keep: bool) -> None:
+        size = size_of(name)
+        self._mapped.pop(name, None)
+        with contextlib.suppress(FileNotFoundError):
+            if keep and _is_large(name) and self._may_keep(size):
+                os.rename(self._folders["m"] + name, self._idle_folder + name.partition("-")[2])  # noqa: PTH104
+                self._meter.add(Row.RETIRED, size)
+            else:
+                os.unlink(self._folders[name[0]] + name)  # noqa: PTH108  (called per value: no Path is made for it)
+                if name[0] == "m":
+                    self._meter.add(Row.REMOVED, size)
+
+    def _may_keep(self, size: int) -> bool:
+        return self._has_idle_folder and 2 * (self._meter.idle + size) <= self.place.budget
+
+    def free_strays(self, pid: int, keep: frozenset[str]) -> None:
+        """Free what a dead process had made or claimed, but for the segments that are known to hold values."""
+        for name in self.names():
+            if name not in keep and maker_of(name) == pid:
+                self._free(name, keep=False)
+
+    # Telling
 
     def names(self) -> list[str]:
-        """List the segments there are."""
-        return sorted(entry.name for entry in self.folder.iterdir() if entry.name[0].isdigit())
+        """List the segments that hold values, or are being filled."""
+        found = []
+        for kind, folder in self._folders.items():
+            with contextlib.suppress(FileNotFoundError):
+                found += [name for name in os.listdir(folder) if name[:2] in (kind + "n", kind + "r")]  # noqa: PTH208
+        return sorted(found)
 
-    def remove(self) -> None:
-        """Remove the folder and all in it."""
-        _remove(self.folder)
+    def reset_peak(self) -> None:
+        """Begin to look for the most that is held anew; only while no other process writes."""
+        self._meter.reset_peak()
 
+    def usage(self) -> Usage:
+        """Tell what is held, and what was done so far."""
+        return Usage(
+            len(self.names()),
+            self._meter.held - self._meter.idle,
+            self._meter.idle,
+            self._meter.peak,
+            self._meter.total(Row.SPILLED),
+            self._meter.total(Row.REUSED),
+        )
 
-def segment_bytes(segment: Segment) -> int:
-    """Tell how many bytes of payload a segment has."""
-    return sum(int(length) for length in segment[1:])
-
-
-def _write_all(descriptor: int, part: bytes | memoryview) -> None:
-    view = memoryview(part).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _roomy_root() -> Path:
-    try:
-        room = os.statvfs(_MEMORY)
-        if room.f_bavail * room.f_frsize >= _LEAST_FREE and os.access(_MEMORY, os.W_OK):
-            return _MEMORY
-    except OSError:
-        pass
-    return _temporary()
-
-
-def _temporary() -> Path:
-    import tempfile
-
-    return Path(tempfile.gettempdir())
-
-
-def _remove(folder: str | Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(root: Path) -> None:
-    """Remove the arenas of this user in ``root`` whose owner no longer runs."""
-    arena_name = re.compile(rf"{_PREFIX}-{os.getuid()}-(\d+)-(\d+)-[0-9a-f]+")
-    try:
-        found = [(entry, arena_name.fullmatch(entry.name)) for entry in os.scandir(root)]
-    except OSError:
-        return
-    for entry, match in found:
-        with suppress(FileNotFoundError):  # another run may be sweeping as well
-            if match and _start_time(int(match[1])) != match[2] and _is_mine(entry):
-                _remove(entry.path)
-
-
-def _is_mine(entry: os.DirEntry[str]) -> bool:
-    return entry.stat(follow_symlinks=False).st_uid == os.getuid()
-
-
-def _start_time(pid: int) -> str:
-    """Tell when a process started, in a unit that setting the clock does not change; empty if it does not run."""
-    if (_PROCESSES / "self" / "stat").exists():
+    def _idle_names(self) -> list[str]:
         try:
-            fields = (_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-        return "" if fields[0] in "ZX" else fields[19]  # clock ticks from the boot to the start
-    import psutil
+            return os.listdir(self._idle_folder)  # noqa: PTH208
+        except FileNotFoundError:
+            return []
 
-    try:
-        process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else str(round(process.create_time() * 1000))
-    except psutil.NoSuchProcess:
-        return ""
+
+def _is_large(name: str) -> bool:
+    return name[0] == "m" and size_of(name) >= LEAST_KEPT
+
+
+def _address(buffer: mmap.mmap | memoryview) -> int:
+    import numpy as np  # only who filled arrays in place comes here
+
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return address

@@ -2,7 +2,7 @@
 
     scalar   None, bool, int, float, short str and bytes    itself
     blob     anything else up to 32 KiB pickled             (pickle,)
-    shared   anything larger                                (segment name, length of each part, ...)
+    shared   anything larger                                (segment name, each part, ...): see arena.py
 
 No scalar is a tuple, so a tuple in a message is always one of the other two. Tuples, not classes: a message holds
 thousands of values, and pickling an instance takes 1 us where a tuple takes 0.1.
@@ -13,9 +13,8 @@ from __future__ import annotations
 import pickle
 from typing import Any, TypeAlias
 
-import cloudpickle
-
-from forgepar.values.arena import Arena, Segment, segment_bytes
+from forgepar.values.arena import Arena
+from forgepar.values.segment import Segment, segment_bytes
 
 # What a message holds for one value. Any: mypy cannot tell a scalar from a tuple by its position.
 Wire: TypeAlias = Any
@@ -47,7 +46,9 @@ def encode(value: Any, arena: Arena) -> Wire:
     raw = [buffer.raw() for buffer in buffers]
     if len(stream) + sum(map(len, raw)) <= BLOB_LIMIT:
         return (dumps(value),)
-    return arena.write([stream, *raw])
+    segment = arena.write([stream, *(arena.granted(part) or part for part in raw)])
+    arena.give(segment)
+    return segment
 
 
 def decode(wire: Wire, arena: Arena) -> Any:
@@ -72,6 +73,8 @@ def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes
     keep_out = None if buffers is None else buffers.append
     if is_plain(value):
         return pickle.dumps(value, protocol=5, buffer_callback=keep_out)
+    import cloudpickle  # a worker that returns plain values need not load it
+
     stream: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=keep_out)
     return stream
 
