@@ -134,6 +134,8 @@ class Dispatcher:
                 else:
                     assert isinstance(notice, Lost)
                     self._take_loss(notice)
+        self._shipment.close()
+        self._tell_what_to_drop()
         self.books.end(self.state.status, self.state.attempts)
 
     # Handing out

@@ -138,7 +138,6 @@ class WorkflowExecutor:
         except BaseException:
             backend.close()  # slots may have work that nobody waits for any more
             raise
-        shipment.close()
         result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs)
         if not result.ok:
             raise _failure(plan, result)

@@ -95,9 +95,11 @@ class Shipment:
         self._held[slot] = _Held()
 
     def close(self) -> None:
-        """Free the segments of constants."""
+        """Free the segments of constants; workers hear of that with the last `drops`."""
         for segment in self._segments:
             self._arena.free(segment)
+            self.freed(segment)
+        self._run = -1
 
     def freed(self, segment: Segment) -> None:
         """Note that a value's segment was freed: workers that have it mapped are to let go of it."""
@@ -105,7 +107,10 @@ class Shipment:
             held.freed(segment)
 
     def drops(self, slot: int) -> Batch | None:
-        """Return a batch that tells a slot what to let go of, None where there is nothing; see `Batch.drop`."""
+        """Return a batch that tells a slot what to let go of, None where there is nothing; see `Batch.drop`.
+
+        After `close` it is of another run, so that the worker forgets all of this one.
+        """
         dropped = self._held[slot].drops()
         return Batch(0, self._run, 0, 0, 0, (), (), b"", (), (), dropped) if dropped else None
 
@@ -134,7 +139,7 @@ class Shipment:
             inputs = held.thin(wanted, [values[task] for task in wanted])
         elif n_references:
             inputs, references = self._inputs(held, self.references(tasks), values)
-        constants = self._constants(tasks) if self._n_constants[template] else []
+        constants = self._constants(held, tasks) if self._n_constants[template] else []
         numbers = tasks.start if isinstance(tasks, range) else tasks.tobytes()
         return Batch(
             number,
@@ -162,7 +167,10 @@ class Shipment:
             held.callables.add(number)
             callables = [(number, self._cargo.callables[number])]
         layout = (row.layout.kinds, row.layout.keywords)
-        return callables, [Template(template, number, layout, dict(self._shared_of(template)))]
+        shared = dict(self._shared_of(template))
+        for wire in filter(is_segment, shared.values()):
+            held.maps(wire)
+        return callables, [Template(template, number, layout, shared)]
 
     def _shared_of(self, template: int) -> Mapping[str, Wire]:
         if template not in self._shared:
@@ -180,13 +188,18 @@ class Shipment:
             self._shipped[id(value)] = wire  # the plan holds the object, so no other gets its id
         return wire
 
-    def _constants(self, tasks: Tasks) -> list[Wire]:
+    def _constants(self, held: _Held, tasks: Tasks) -> list[Wire]:
         constants, starts = self._plan.constants, self._constant_start_at
         if isinstance(tasks, range):
             found = constants[starts[tasks.start] : starts[tasks.stop]]
         else:
             found = [value for task in tasks.tolist() for value in constants[starts[task] : starts[task + 1]]]
-        return found if self._cargo.has_plain_constants else [self._encode(value) for value in found]
+        if self._cargo.has_plain_constants:
+            return found
+        wires = [self._encode(value) for value in found]
+        for wire in filter(is_segment, wires):
+            held.maps(wire)
+        return wires
 
     def references(self, tasks: Tasks) -> IntArray:
         """Return the tasks whose values some tasks of one template take, task by task."""
@@ -234,6 +247,10 @@ class _Held:
             self._n_bytes -= size
             self._dropped.add(oldest)
 
+    def maps(self, segment: Segment) -> None:
+        """Note that the worker gets a segment."""
+        self._mapped.update(name for name in names_of(segment) if size_of(name) >= LEAST_KEPT)
+
     def freed(self, segment: Segment) -> None:
         """Note that a segment is to be mapped no longer."""
         if self._mapped:
@@ -258,7 +275,7 @@ class _Held:
         if type(wire) is not tuple:
             return wire
         if type(wire[0]) is not bytes:
-            self._mapped.update(name for name in names_of(wire) if size_of(name) >= LEAST_KEPT)
+            self.maps(wire)
             return wire
         if task in self._blobs:
             self._blobs.move_to_end(task)

@@ -114,6 +114,7 @@ class Worker:
         """
         if not batch.n_tasks:
             self._drop(batch.drop)
+            self._begin(batch.run)
             return
         clock = time.perf_counter
         words, times = self._words, self._times
@@ -154,9 +155,7 @@ class Worker:
 
     def _prepare(self, batch: Batch) -> tuple[Callable[..., Any], Iterable[tuple[Any, ...]]]:
         """Take in what the batch brings; return what to call, and its arguments task by task."""
-        if batch.run != self._run:
-            self._forget()
-            self._run, self._sampled_at = batch.run, 0.0
+        self._begin(batch.run)
         values, coded = batch.values, tuple in set(map(type, batch.values))
         if coded:
             values = self._take_in(values)
@@ -261,6 +260,12 @@ class Worker:
             cpu, rss = _usage()
             spent, self._cpu = cpu - self._cpu, cpu
         return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss)
+
+    def _begin(self, run: int) -> None:
+        """Forget the last run where this is another one."""
+        if run != self._run:
+            self._forget()
+            self._run, self._sampled_at = run, 0.0
 
     def _drop(self, names: Sequence[int | str]) -> None:
         for task in names:

@@ -16,12 +16,22 @@ Segment: TypeAlias = tuple[Any, ...]  # Any: mypy cannot tell a name from parts 
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register numpy's kernels load
 LEAST_KEPT = 1 << 20  # bytes: below, new pages cost less than the search for old ones
+_PICKLE = 64 << 10  # bytes
 
 
 def size_class(n_bytes: int) -> int:
-    """Return the size that a segment for so many bytes counts with: at most an eighth more, or a page."""
-    step = mmap.PAGESIZE if n_bytes < LEAST_KEPT else 1 << (n_bytes.bit_length() - 4)
-    return -(-n_bytes // step) * step
+    """Return the size that a segment for so many bytes counts with: at most an eighth more, or a page.
+
+    Large classes lie a little above round sizes, as most large values are a round array and its pickle.
+    """
+    if n_bytes < LEAST_KEPT:
+        return _rounded_up(n_bytes, mmap.PAGESIZE)
+    n_round = n_bytes - _PICKLE
+    return _rounded_up(n_round, 1 << (n_round.bit_length() - 4)) + _PICKLE
+
+
+def _rounded_up(size: int, step: int) -> int:
+    return -(-size // step) * step
 
 
 def name_of(kind: str, size: int, pid: int, count: int) -> str:
