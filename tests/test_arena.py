@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import stat
@@ -16,10 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgepar.errors import ArenaFull
+from forgepar.values import arena as arena_module
 from forgepar.values import folders
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
-from forgepar.values.segment import ALIGNMENT, segment_bytes
+from forgepar.values.segment import (
+    ALIGNMENT,
+    LEAST_KEPT,
+    is_reused,
+    is_spilled,
+    maker_of,
+    segment_bytes,
+    size_class,
+    size_of,
+)
 
 
 @pytest.fixture
@@ -146,6 +157,171 @@ def test_a_write_that_takes_a_part_only_is_gone_on_with(arena, monkeypatch):
     monkeypatch.setattr(os, "writev", lambda descriptor, parts: write(descriptor, [b"".join(parts)[:7]]))
     parts = [b"0123456789" * 5, b"abc"]
     assert [bytes(view) for view in arena.read(arena.write(parts))] == parts
+
+
+# Keeping and using again
+
+LARGE = bytes(LEAST_KEPT)
+
+
+def test_a_large_segment_is_used_again(arena):
+    first = arena.write([LARGE, b"first"])
+    arena.free(first)
+    assert arena.names() == []
+    second = arena.write([LARGE, b"second"])
+    assert is_reused(second[0])
+    assert [bytes(view) for view in arena.read(second)] == [LARGE, b"second"]
+    assert arena.usage().reused == size_of(second[0])
+
+
+def test_a_shorter_value_in_a_used_segment_ends_where_it_ends(arena):
+    arena.free(arena.write([b"x" * (3 * LEAST_KEPT + 1000)]))
+    segment = arena.write([b"y" * (3 * LEAST_KEPT)])
+    assert is_reused(segment[0])
+    assert bytes(arena.read(segment)[0]) == b"y" * (3 * LEAST_KEPT)
+
+
+def test_segments_of_other_sizes_are_not_used(arena):
+    arena.free(arena.write([LARGE]))
+    assert not is_reused(arena.write([LARGE * 2])[0])
+    assert not is_reused(arena.write([b"small"])[0])
+
+
+def test_small_segments_are_not_kept(arena):
+    arena.free(arena.write([b"x" * 1000]))
+    assert arena.usage()[:3] == (0, 0, 0)
+
+
+def test_what_somebody_has_mapped_is_not_written_again(arena):
+    segment = arena.write([b"x" * LEAST_KEPT])
+    (view,) = arena.read(segment)
+    arena.free(segment)
+    other = arena.write([b"y" * LEAST_KEPT])
+    assert not is_reused(other[0])
+    assert bytes(view) == b"x" * LEAST_KEPT
+    del view
+    assert is_reused(arena.write([b"z" * LEAST_KEPT])[0])
+
+
+def test_what_a_worker_keeps_mapped_is_used_again_once_it_dropped_it(arena):
+    worker = Arena(arena.place, keeps_mapped=True)
+    segment = arena.write([LARGE])
+    assert worker.read(segment)[0].obj is worker.read(segment)[0].obj
+    arena.free(segment)
+    assert not is_reused(arena.write([LARGE])[0])
+    worker.drop([segment[0]])
+    assert is_reused(arena.write([LARGE])[0])
+
+
+def test_a_worker_keeps_few_mapped(arena, monkeypatch):
+    monkeypatch.setattr(arena_module, "_MOST_MAPPED", 2)
+    worker = Arena(arena.place, keeps_mapped=True)
+    segments = [arena.write([LARGE]) for _ in range(3)]
+    for segment in segments:
+        worker.read(segment)
+    assert list(worker._mapped) == [segment[0] for segment in segments[1:]]
+
+
+def test_half_of_the_budget_may_be_kept(roots):
+    arena = open_arena(budget=4 * size_class(LEAST_KEPT))
+    segments = [arena.write([LARGE]) for _ in range(4)]
+    for segment in segments:
+        arena.free(segment)
+    assert arena.usage().idle == 2 * size_class(LEAST_KEPT)
+    assert arena.usage().peak == 4 * size_class(LEAST_KEPT)
+    remove_arena(arena)
+
+
+# Room
+
+
+def test_what_is_kept_makes_room(roots):
+    arena = open_arena(budget=4 * size_class(LEAST_KEPT))
+    for segment in [arena.write([LARGE]) for _ in range(2)]:
+        arena.free(segment)
+    segment = arena.write([LARGE * 3])
+    assert not is_spilled(segment[0])
+    assert arena.usage()[1:3] == (size_class(3 * LEAST_KEPT), 0)
+    remove_arena(arena)
+
+
+def test_what_exceeds_the_budget_goes_to_disk(roots):
+    memory, temporary = roots
+    arena = open_arena(budget=2 * size_class(LEAST_KEPT))
+    segments = [arena.write([b"%d" % i * LEAST_KEPT]) for i in range(4)]
+    assert [is_spilled(segment[0]) for segment in segments] == [False, False, True, True]
+    assert [bytes(arena.read(segment)[0]) for segment in segments] == [b"%d" % i * LEAST_KEPT for i in range(4)]
+    assert arena.usage().spilled == 2 * size_class(LEAST_KEPT)
+    for segment in segments:
+        arena.free(segment)
+    assert arena.names() == []
+    remove_arena(arena)
+    assert list(memory.iterdir()) == list(temporary.iterdir()) == []
+
+
+def test_without_shared_memory_all_is_on_disk(roots, monkeypatch):
+    memory, temporary = roots
+    monkeypatch.setattr(folders, "_MEMORY", memory / "missing")
+    arena = open_arena()
+    segment = arena.write([b"x"])
+    assert is_spilled(segment[0])
+    assert arena.folder.parent == temporary
+    assert bytes(arena.read(segment)[0]) == b"x"
+    arena.free(segment)
+    assert arena.names() == []
+    remove_arena(arena)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells files by /proc")
+@pytest.mark.parametrize(("way", "call"), [("write", "writev"), ("grant", "posix_fallocate")])
+def test_a_full_shared_memory_sends_values_to_disk(arena, monkeypatch, way, call):
+    real = getattr(os, call)
+
+    def full_in_memory(descriptor, *rest):
+        if arena.folder in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, *rest)
+
+    monkeypatch.setattr(os, call, full_in_memory)
+    if way == "write":
+        assert bytes(arena.read(arena.write([LARGE]))[0]) == LARGE
+    else:
+        arena.grant(LEAST_KEPT)[:3] = b"abc"
+    assert [is_spilled(name) for name in arena.names()] == [True]
+    assert arena.usage().in_use == 0
+
+
+def test_many_parts_are_written(arena):
+    parts = [bytes([i % 256]) * (i % 70) for i in range(3000)]
+    assert [bytes(view) for view in arena.read(arena.write(parts))] == parts
+
+
+def test_what_a_dead_process_had_begun_is_freed(arena):
+    code = f"""
+from forgepar.values.arena import Arena, Place
+arena = Arena(Place(*{tuple(arena.place)!r}))
+print([arena.write([bytes(2_000_000)])[0] for _ in range(3)])
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names = ast.literal_eval(printed)
+    mine = arena.write([b"x"])
+    arena.free_strays(maker_of(names[0]), frozenset(names[:1]))
+    assert arena.names() == sorted([names[0], mine[0]])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts files by /proc")
+def test_more_files_may_be_open_than_at_first(arena):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    segments = [arena.write([b"%d" % i]) for i in range(100)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 10, hard))
+    try:
+        views = [arena.read(segment)[0] for segment in segments]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [bytes(view) for view in views] == [b"%d" % i for i in range(100)]
 
 
 # Folders

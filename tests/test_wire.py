@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 
 import pytest
@@ -85,6 +86,19 @@ def test_messages_are_kept_apart_on_a_connection(tmp_path, monkeypatch, has_pack
     finally:
         for end in (worker, parent, listener):
             end.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a short name for a long path")
+def test_a_connection_in_a_folder_of_a_long_name(tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    listener = listen(str(folder / "socket"), 1)
+    worker = connect(str(folder / "socket"))
+    parent = accept(listener)
+    worker.send(b"hello")
+    assert parent.receive() == b"hello"
+    for end in (worker, parent, listener):
+        end.close()
 
 
 def test_connecting_to_nobody_fails(tmp_path):

@@ -17,7 +17,8 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -33,6 +34,8 @@ AWAKE_SECONDS = 0.00015
 # sockets of the file system. Elsewhere a stream with lengths before the messages does, in two calls to read one.
 _HAS_PACKETS = sys.platform == "linux"
 _RECEIVE = MESSAGE_LIMIT + 1  # bytes asked for, so that a message too long would show
+_LONGEST_ADDRESS = 100  # bytes that the path of a socket may have on every system
+_OPEN_FILES = "/proc/self/fd"
 _IN_SEGMENT = b"@"  # never the first byte of a pickle
 
 
@@ -202,7 +205,8 @@ class StreamChannel:
 def listen(address: str, backlog: int) -> socket.socket:
     """Open the parent's socket, as a file that others' permissions on its folder guard."""
     listener = socket.socket(socket.AF_UNIX, _kind())
-    listener.bind(address)
+    with _short(address) as path:
+        listener.bind(path)
     listener.listen(backlog)
     return listener
 
@@ -216,11 +220,26 @@ def connect(address: str) -> Channel:
     """Connect a worker to its parent."""
     connected = socket.socket(socket.AF_UNIX, _kind())
     try:
-        connected.connect(address)
+        with _short(address) as path:
+            connected.connect(path)
     except OSError:
         connected.close()
         raise
     return _channel(connected)
+
+
+@contextmanager
+def _short(address: str) -> Iterator[str]:
+    """Give a path of at most `_LONGEST_ADDRESS` bytes to the same file, by the number of its open folder."""
+    if len(os.fsencode(address)) <= _LONGEST_ADDRESS or not os.path.isdir(_OPEN_FILES):  # noqa: PTH112
+        yield address
+        return
+    folder, name = os.path.split(address)
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"{_OPEN_FILES}/{number}/{name}"
+    finally:
+        os.close(number)
 
 
 def _kind() -> socket.SocketKind:
