@@ -74,6 +74,9 @@ def assert_same(one: Any, other: Any) -> None:
         assert len(one) == len(other)
         for part, twin in zip(one, other, strict=True):
             assert_same(part, twin)
+    elif isinstance(one, Record):
+        assert one.name == other.name
+        assert_same(one.data, other.data)
     elif isinstance(one, dict):
         assert list(one) == list(other)
         assert_same(list(one.values()), list(other.values()))
@@ -161,7 +164,7 @@ hashable = st.recursive(
 def containers(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     lists = st.lists(parts, max_size=4)
     return st.one_of(
-        lists, lists.map(tuple), st.dictionaries(hashable, parts, max_size=4), st.builds(Record, st.text())
+        lists, lists.map(tuple), st.dictionaries(hashable, parts, max_size=4), st.builds(Record, st.text(), parts)
     )
 
 
@@ -196,6 +199,12 @@ def test_arrays_come_back_as_they_were(arena, array, shape):
     assert_same(
         round_trip([array] if shape == "in a list" else array, arena), [array] if shape == "in a list" else array
     )
+
+
+@settings(deadline=None)
+@given(st.recursive(atoms | hnp.arrays(DTYPES, SHAPES), containers, max_leaves=8))
+def test_containers_of_arrays_come_back_as_they_were(arena, value):
+    assert_same(round_trip(value, arena), value)
 
 
 def large(dtype: Any, order: str = "C") -> np.ndarray:
