@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adjacency",
     "ArenaFull",
+    "Backoff",
     "BytesUsed",
     "CyclicWorkflow",
     "DuplicateTaskName",
@@ -26,12 +27,14 @@ __all__ = [
     "RemoteError",
     "ResultReleased",
     "RunResult",
+    "RunTimeout",
     "Task",
     "TaskError",
     "TaskExited",
     "TaskHandle",
     "TaskHandles",
     "TaskRecord",
+    "TaskTimeout",
     "UnknownTask",
     "UnpicklableArgument",
     "UnpicklableCallable",
@@ -57,7 +60,7 @@ _HOME = {
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
-    "tasks": ("Options", "Task", "task"),
+    "tasks": ("Backoff", "Options", "Task", "task"),
 }
 
 if TYPE_CHECKING:
@@ -71,8 +74,10 @@ if TYPE_CHECKING:
         MissingResult,
         RemoteError,
         ResultReleased,
+        RunTimeout,
         TaskError,
         TaskExited,
+        TaskTimeout,
         UnknownTask,
         UnpicklableArgument,
         UnpicklableCallable,
@@ -86,7 +91,7 @@ if TYPE_CHECKING:
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
-    from forgepar.tasks import Options, Task, task
+    from forgepar.tasks import Backoff, Options, Task, task
     from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow
 

@@ -77,11 +77,15 @@ class Books:
         self.ledger.errors[task] = error
         self.ledger.worker[task] = slot
 
+    def event(self, event: Event) -> None:
+        """Note an event now, behind what is queued."""
+        self.keep()
+        self._emit([event])
+
     def death(self, lost: Lost, blamed: int | None) -> None:
         """Note that a worker ended, and which task was blamed."""
         name = None if blamed is None else self._plan.name(blamed)
-        self.keep()
-        self._emit([WorkflowWorkerDied(time.time(), lost.slot, lost.pid, lost.exit_code, name)])
+        self.event(WorkflowWorkerDied(time.time(), lost.slot, lost.pid, lost.exit_code, name))
 
     def keep(self) -> None:
         """Write what is queued."""

@@ -12,10 +12,13 @@ Books        the columns of the result, and the events
 
 from __future__ import annotations
 
+import math
 import pickle
+import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +29,16 @@ from forgepar.backends.wire import Failure, Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
 from forgepar.columns import distinct
-from forgepar.errors import RemoteError, WorkerDied
-from forgepar.events import Sink
+from forgepar.errors import RemoteError, RunTimeout, WorkerDied
+from forgepar.events import Sink, WorkflowDeadlockTimeout, WorkflowTaskTimedOut
+from forgepar.machine import as_text
 from forgepar.plan import Plan, Tasks
 from forgepar.result import Outputs
-from forgepar.runstate import RunPolicy, RunState, Status
+from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Status
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, is_segment
 from forgepar.values.segment import names_of
+from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves its round trip of 0.1 ms, else 1 % at most
@@ -101,7 +106,9 @@ class Dispatcher:
         self._pids = [0] * backend.n_slots
         self._limits = [NO_LIMIT] * backend.n_slots
         self._limited_at = 0.0
-        self._deadline: float | None = None
+        self._peaks = [0] * backend.n_slots
+        self._watch = Watch(plan, policy, backend)
+        self.ended_by: RunTimeout | None = None
         self._kept = self._outputs(policy)
         self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
         self._has_coded = False
@@ -114,18 +121,21 @@ class Dispatcher:
         An exception out of here (an interrupt, workers that do not start) leaves slots with work: close the backend.
         """
         self.books.begin()
-        self.books.effects(self.state.begin())
+        self._watch.begin(self.books.ledger.began)
+        self._note(self.state.begin())
         for joined in self._backend.joined():
             self._pids[joined.slot] = joined.pid
         # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
         while not self.state.finished or any(self._flights):
+            for task in self._watch.due_retries():
+                self.state.retry(task)
             self._rebalance()
             self._fill()
+            if not self._watch.is_idle:
+                self._obey_the_clock()
             if self._has_coded:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
-            if self._deadline is not None and time.perf_counter() >= self._deadline:
-                self._end_what_runs()
             for notice in self._backend.wait(self._patience()):
                 if type(notice) is Reply:
                     self._take_reply(notice)
@@ -189,11 +199,17 @@ class Dispatcher:
 
     def _patience(self) -> float | None:
         """Return how long `wait` may block: forever, unless a slot idles while another has tasks it has not begun."""
-        if self._deadline is not None:
-            return max(0.0, self._deadline - time.perf_counter())
         if self._limited_at:
             return _CLAIM_SECONDS
-        return _STALL_SECONDS if self._some_slot_idles() and any(map(self._n_unbegun, self._flights)) else None
+        stalls = not self.state.halted and self._some_slot_idles() and any(map(self._n_unbegun, self._flights))
+        patience = _STALL_SECONDS if stalls else None
+        if self._watch.is_idle:
+            return patience
+        next_look = self._watch.next_look()
+        if next_look == math.inf:
+            return patience
+        left = max(0.0, next_look - time.perf_counter())
+        return left if patience is None else min(left, patience)
 
     # Outcomes
 
@@ -206,6 +222,8 @@ class Dispatcher:
             marks = memoryview(reply.marks).cast("d")
             self._durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
             flight.n_done += len(tasks)
+        if reply.peak_rss:
+            self._peaks[slot] = reply.peak_rss
         self.books.reply(tasks, reply)
         n_good = len(tasks) - (reply.failure is not None)
         if n_good:
@@ -234,7 +252,7 @@ class Dispatcher:
                     self._shipment.keep(slot, int(task), value)
         if self._has_coded:
             self._release(self._count_takers(tasks))
-        self.books.effects(self.state.completed(tasks))
+        self._note(self.state.completed(tasks))
 
     def _fail(self, task: int, error: Exception, slot: int, traceback: str) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
@@ -246,7 +264,7 @@ class Dispatcher:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
         self.books.failure(task, error, slot)
         was_halted = self.state.halted
-        self.books.effects(self.state.failed(task))
+        self._note(self.state.failed(task, may_retry=isinstance(error, plan.spec(task).options.retry_on)))
         if self.state.halted and not was_halted:
             self._halt()
 
@@ -262,6 +280,7 @@ class Dispatcher:
         slot, flights = lost.slot, self._flights[lost.slot]
         self._flights[slot] = deque()
         self._shipment.forget(slot)
+        sentence = self._watch.sentences.pop(slot, None)
         at_batch, at = unmark(lost.position)
         blamed: int | None = None
         for flight in flights:
@@ -274,10 +293,11 @@ class Dispatcher:
         self._lift(slot)
         if self._has_coded:
             self._free_strays(lost.pid)
-        self.books.death(lost, blamed)
+        if sentence is None:
+            self.books.death(lost, blamed)
         if blamed is not None:
-            self._blame(blamed, lost)
-        self._pids[slot] = 0
+            self._blame(blamed, lost, sentence)
+        self._pids[slot] = self._peaks[slot] = 0
 
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
@@ -288,17 +308,29 @@ class Dispatcher:
         named = (names_of(value) for value in self.values if is_segment(value))
         self._backend.arena.free_strays(pid, frozenset(name for names in named for name in names))
 
-    def _blame(self, task: int, lost: Lost) -> None:
+    def _blame(self, task: int, lost: Lost, sentence: Sentence | None) -> None:
+        """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
         if self.state.halted:
             self.state.cancelled(range(task, task + 1))
+            return
+        if sentence is not None:
+            if sentence.task == task:
+                self._fail(task, sentence.error, lost.slot, "")
+            else:  # it began in the instant before the end of the task that was meant
+                self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
             return
         message = (
             f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task "
             f"{self.plan.name(task)!r}. Look for os._exit, a crash in C code or a lack of memory there; "
             "retries= runs it again."
         )
-        error = WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid)
+        peak_rss = self._peaks[lost.slot]
+        error = WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid, peak_rss=peak_rss)
         error.__cause__ = lost.fault
+        if peak_rss:
+            error.add_note(f"the worker's memory before: {as_text(peak_rss)} at most")
+        if lost.dump:
+            error.add_note("what it was at, as it told when it crashed:\n" + lost.dump.rstrip())
         self._fail(task, error, lost.slot, "")
 
     # Taking back what a slot has not begun
@@ -350,6 +382,59 @@ class Dispatcher:
     def _lift(self, slot: int) -> None:
         self._limit(slot, NO_LIMIT)
 
+    # By the clock
+
+    def _note(self, effects: Sequence[Effect]) -> None:
+        """Write effects down, and act on those that the clock has to do with."""
+        self.books.effects(effects)
+        for effect in effects:
+            if type(effect) is LayerStarted:
+                self._watch.layer_begins(effect.layer, time.perf_counter())
+            elif type(effect) is Retried:
+                self._watch.delay(effect.task, effect.attempt - 1, time.perf_counter())
+
+    def _obey_the_clock(self) -> None:
+        watch, now = self._watch, time.perf_counter()
+        if not self.state.halted:
+            for slot, task in watch.overdue([has[0] if has else None for has in self._flights], now):
+                self._time_out(slot, task, now)
+        for slot in watch.due_kills(now):
+            self._backend.kill(slot)
+        if (ended := watch.run_out(now)) is not None and not self.state.halted:
+            self._run_out_of_time(*ended)
+        if now >= watch.end_at:
+            watch.end_at = math.inf
+            self._end_what_runs()
+
+    def _time_out(self, slot: int, task: int, now: float) -> None:
+        """Have the worker ended whose task takes too long; the task fails when that is gone."""
+        error = self._watch.condemn(slot, task, now)
+        attempt = self.state.attempts.get(task, 1)
+        self.books.event(WorkflowTaskTimedOut(time.time(), self.plan.name(task), attempt, slot, error.seconds))
+        self._backend.terminate(slot)
+
+    def _run_out_of_time(self, layer: int, seconds: float) -> None:
+        running = tuple(self._running())
+        what = "the run" if layer < 0 else f"layer {layer}"
+        self.books.event(WorkflowDeadlockTimeout(time.time(), layer, seconds, running))
+        at = ", ".join(map(repr, running[:5])) or "nothing"
+        more = f" and {len(running) - 5} more" if len(running) > 5 else ""
+        self.ended_by = RunTimeout(
+            f"{what} took longer than the {seconds:g} s it was given, and was ended; running then: {at}{more}",
+            seconds=seconds,
+            running=running,
+        )
+        self._note(self.state.halt())
+        self._halt()
+
+    def _running(self) -> Iterator[str]:
+        """Yield the names of the tasks that workers are at."""
+        for slot, has in enumerate(self._flights):
+            batch, at = unmark(self._backend.position(slot))
+            for flight in has:
+                if flight.id == batch:
+                    yield self.plan.name(int(flight.tasks[at]))
+
     # Ending
 
     def _halt(self) -> None:
@@ -358,10 +443,9 @@ class Dispatcher:
             if has:
                 self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
         self._limited_at = 0.0
-        self._deadline = time.perf_counter() + self._policy.grace_seconds
+        self._watch.end_at = time.perf_counter() + self._policy.grace_seconds
 
     def _end_what_runs(self) -> None:
-        self._deadline = None
         for slot, has in enumerate(self._flights):
             if has:
                 self._backend.kill(slot)
@@ -412,4 +496,9 @@ def _how_it_ended(lost: Lost) -> str:
         return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
     if exit_code is None:
         return "ended"
-    return f"was ended by signal {-exit_code}" if exit_code < 0 else f"exited with code {exit_code}"
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    by_whom = "the kernel, for lack of memory," if lost.is_out_of_memory else "signal"
+    with suppress(ValueError):  # a number without a name
+        return f"was ended by {by_whom} {-exit_code} ({signal.Signals(-exit_code).name})"
+    return f"was ended by {by_whom} {-exit_code}"

@@ -13,7 +13,9 @@
     │   ├── UnpicklableResult           it returned what cannot travel
     │   ├── RemoteError                 it raised what cannot travel; .type_name, .text
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
-    │   └── WorkerDied                  its process ended under it; .exit_code, .pid
+    │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
+    │   └── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
+    ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running
     ├── WorkerStartFailed               workers end before they serve
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
     ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
@@ -138,12 +140,40 @@ class WorkerDied(TaskError):
     Attributes:
         exit_code: as `multiprocessing.Process.exitcode` has it (negative: the signal), None if unknown.
         pid: the process that ended.
+        peak_rss: most memory that it had told of before, bytes; 0 if it had not.
     """
 
-    def __init__(self, message: str, *, exit_code: int | None = None, pid: int = 0) -> None:
+    def __init__(self, message: str, *, exit_code: int | None = None, pid: int = 0, peak_rss: int = 0) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.pid = pid
+        self.peak_rss = peak_rss
+
+
+class TaskTimeout(TaskError, TimeoutError):
+    """An attempt took longer than the task's timeout, and its worker was ended.
+
+    Attributes:
+        seconds: the timeout.
+    """
+
+    def __init__(self, message: str, *, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class RunTimeout(ForgeparError, TimeoutError):
+    """The run, or one of its layers, took longer than it was given.
+
+    Attributes:
+        seconds: what it was given.
+        running: names of the tasks that were running then.
+    """
+
+    def __init__(self, message: str, *, seconds: float = 0.0, running: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        self.running = list(running)
 
 
 class WorkerStartFailed(ForgeparError):

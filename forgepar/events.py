@@ -65,6 +65,25 @@ class WorkflowTaskFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowTaskTimedOut(Event):
+    """An attempt took longer than the task's timeout; its worker is being ended."""
+
+    task: str
+    attempt: int
+    worker: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDeadlockTimeout(Event):
+    """The run (``layer_index`` -1), or a layer of it, took longer than it was given, and is being ended."""
+
+    layer_index: int
+    seconds: float
+    running: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowWorkerDied(Event):
     """A worker process ended in the course of the run."""
 

@@ -15,7 +15,7 @@ from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker import inside_worker
 from forgepar.dispatch import Dispatcher
-from forgepar.errors import WorkflowFailed
+from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.plan import Plan
@@ -84,6 +84,9 @@ class WorkflowExecutor:
         outputs: Literal["leaves", "all"] | TaskHandle | TaskHandles | Iterable[Any] = "leaves",
         schedule: Literal["layers", "eager"] = "layers",
         fail_fast: bool = True,
+        timeout: float | None = None,
+        layer_timeout: float | None = None,
+        seed: int = 0,
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -95,6 +98,9 @@ class WorkflowExecutor:
                 what it waits for is done.
             fail_fast: end at the first failure: no task starts after it, running ones get a second. Otherwise all
                 that does not depend on a failed task runs first.
+            timeout: seconds that the run may take; what runs then gets a second, and the run fails with `RunTimeout`.
+            layer_timeout: the same for each layer, under the schedule "layers".
+            seed: what chance in the run derives from, such as the jitter of retries.
 
         Returns:
             Values and records.
@@ -110,7 +116,14 @@ class WorkflowExecutor:
             raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
         workflow.check_runnable()
         plan: Plan = workflow.plan()
-        policy = RunPolicy(_output_tasks(workflow, outputs), schedule, fail_fast)
+        policy = RunPolicy(
+            _output_tasks(workflow, outputs),
+            schedule,
+            fail_fast,
+            timeout=_checked_seconds("timeout", timeout),
+            layer_timeout=_checked_seconds("layer_timeout", layer_timeout),
+            seed=seed,
+        )
         cargo = Cargo(plan)
         with self._lock:
             return self._run(plan, policy, cargo)
@@ -140,7 +153,7 @@ class WorkflowExecutor:
             raise
         result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs)
         if not result.ok:
-            raise _failure(plan, result)
+            raise _failure(plan, result, dispatcher.ended_by)
         return result
 
 
@@ -166,7 +179,13 @@ def _named_tasks(workflow: Workflow, outputs: Any) -> Iterable[int]:
     return (index for part in outputs for index in _named_tasks(workflow, part))
 
 
-def _failure(plan: Plan, result: RunResult) -> WorkflowFailed:
+def _checked_seconds(name: str, seconds: float | None) -> float | None:
+    if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ValueError(f"{name}={seconds!r} is no time. Give seconds above 0, or None.")
+    return seconds
+
+
+def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> WorkflowFailed:
     told = [f"{name!r} ({type(error).__name__}: {error})" for name, error in list(result.errors.items())[:3]]
     if len(result.errors) > len(told):
         told.append(f"and {len(result.errors) - len(told)} more")
@@ -174,7 +193,9 @@ def _failure(plan: Plan, result: RunResult) -> WorkflowFailed:
         f"{len(result.errors)} of {plan.n_tasks} tasks of workflow {plan.workflow_name!r} failed: {', '.join(told)}; "
         ".result has what was done"
     )
-    failure = WorkflowFailed(message, list(result.errors.values()))
+    if ended_by is not None:
+        message = f"{ended_by}; {message}"
+    failure = WorkflowFailed(message, [*([ended_by] if ended_by else []), *result.errors.values()])
     failure.result = result
     return failure
 

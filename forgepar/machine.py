@@ -26,6 +26,13 @@ def available_memory() -> int:
     return min(_system_memory(), _group_memory())
 
 
+def n_memory_kills() -> int:
+    """Count the processes that the kernel ended for lack of memory since it started; 0 where it does not tell."""
+    with suppress(OSError, ValueError, StopIteration), open("/proc/vmstat") as file:  # noqa: PTH123
+        return int(next(line for line in file if line.startswith("oom_kill ")).split()[1])
+    return 0
+
+
 def as_bytes(size: int | str) -> int:
     """Read a size: a number of bytes, or text like "2GiB", "500 MB", "64k".
 

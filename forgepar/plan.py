@@ -135,9 +135,10 @@ class Plan:
         taken = np.bincount(self.references, minlength=self.n_tasks)
         return np.flatnonzero(taken == 0).astype(np.int32)
 
-    def retries(self, task: int) -> int:
-        """How many more times the task is tried after it raised."""
-        return self.spec(task).options.retries
+    @cached_property
+    def timeouts(self) -> list[float | None]:
+        """The timeout of each template's tasks, seconds."""
+        return [self.specs[template.spec].options.timeout for template in self.templates]
 
     def spec(self, task: int) -> Spec:
         """Return the callable and options of a task."""

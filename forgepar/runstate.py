@@ -45,12 +45,18 @@ class RunPolicy:
         schedule: "layers" or "eager".
         fail_fast: end the run at the first failure, instead of running all that does not depend on it.
         grace_seconds: how long running tasks may go on after a failure ended the run.
+        timeout: how long the run may take, seconds; None: as long as it does.
+        layer_timeout: how long each layer may take, seconds, under the schedule "layers".
+        seed: what chance in the run derives from.
     """
 
     outputs: Literal["leaves", "all"] | tuple[int, ...] = "leaves"
     schedule: Literal["layers", "eager"] = "layers"
     fail_fast: bool = True
     grace_seconds: float = 1.0
+    timeout: float | None = None
+    layer_timeout: float | None = None
+    seed: int = 0
 
 
 class LayerStarted(NamedTuple):
@@ -68,7 +74,7 @@ class LayerCompleted(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """Effect: a task that failed is ready again."""
+    """Effect: a task that failed is to be tried again."""
 
     task: int
     attempt: int
@@ -333,14 +339,16 @@ class RunState:
         self._mark(tasks, _COMPLETED)
         return [] if self.halted else self._order.settle(tasks)
 
-    def failed(self, task: int) -> list[Effect]:
-        """Note that a task failed: it is ready again if its retries allow, else it and what follows are settled."""
+    def failed(self, task: int, *, may_retry: bool = True) -> list[Effect]:
+        """Note that a task failed: it may be tried again if its retries allow, else it and what follows are settled.
+
+        One that may be tried again waits until `retry` makes it ready.
+        """
         self._out -= 1
         attempt = self.attempts.get(task, 1)
-        if attempt <= self._plan.retries(task) and not self.halted:
+        if may_retry and attempt <= self._plan.spec(task).options.retries and not self.halted:
             self.attempts[task] = attempt + 1
             self.status[task] = Status.PENDING
-            self._order.put_back(int(self._plan.template_of[task]), range(task, task + 1))
             return [Retried(task, attempt + 1)]
         self.status[task] = Status.FAILED
         self._unsettled -= 1
@@ -348,6 +356,11 @@ class RunState:
         if self._policy.fail_fast:
             return effects if self.halted else [*effects, *self.halt()]
         return [*effects, *self._skip_after(task), *self._order.settle(range(task, task + 1))]
+
+    def retry(self, task: int) -> None:
+        """Make a task ready again that is to be retried; nothing happens once the run was ended."""
+        if not self.halted:
+            self._order.put_back(int(self._plan.template_of[task]), range(task, task + 1))
 
     def cancelled(self, tasks: Tasks) -> None:
         """Note that tasks which were handed out were ended with the run."""

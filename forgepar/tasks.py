@@ -15,6 +15,44 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long a task that failed waits before it is tried again; no worker waits with it.
+
+    Attributes:
+        seconds: before the second attempt.
+        factor: each wait is so many times the one before.
+        jitter: share of the wait, 0 to 1, that chance adds or takes away; the run's seed decides.
+        most_seconds: no wait is longer.
+
+    Example:
+        >>> Backoff(0.5).wait_seconds(3)
+        2.0
+    """
+
+    seconds: float
+    factor: float = 2.0
+    jitter: float = 0.0
+    most_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "factor", "most_seconds"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise WorkflowError(f"Backoff({name}={getattr(self, name)!r}) is no wait. Give a number from 0.")
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise WorkflowError(f"Backoff(jitter={self.jitter!r}) is no share. Give a number from 0 to 1.")
+
+    def wait_seconds(self, attempt: int, chance: float = 0.5) -> float:
+        """Return the wait after an attempt, counted from 1; `chance` is from 0 to 1."""
+        return min(self.seconds * self.factor ** (attempt - 1), self.most_seconds) * (
+            1 + self.jitter * (2 * chance - 1)
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a task is told beside its arguments.
@@ -22,18 +60,25 @@ class Options:
     Attributes:
         name: the task's name; for `Workflow.map`, what its tasks' names begin with. None: derived from the callable.
         after: tasks that must be done before, though none of their values is taken.
-        retries: how many more times a task that raises is tried.
+        retries: how many more times a task that fails is tried.
+        backoff: how long it waits before; a number stands for a `Backoff` of so many seconds.
+        retry_on: which exceptions are worth another try; all by default. `TaskTimeout` and `WorkerDied` are such, too.
+        timeout: seconds that an attempt may take on its worker, which is ended after them; None: any number.
     """
 
     name: str | None = None
     after: tuple[TaskHandle | TaskHandles, ...] = ()
     retries: int = 0
+    backoff: Backoff = Backoff(0.0)
+    retry_on: tuple[type[Exception], ...] = (Exception,)
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
             raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise WorkflowError(f"name={self.name!r} cannot name a task. Give a string that is not empty.")
+        self._check_retrying()
         given: Any = self.after
         is_one = isinstance(given, (TaskHandle, TaskHandles)) or not isinstance(given, Iterable)
         after = (given,) if is_one else tuple(given)
@@ -43,6 +88,20 @@ class Options:
                     f"after= holds {handle!r}, which is no handle. Give what Workflow.add or map returned."
                 )
         object.__setattr__(self, "after", after)
+
+    def _check_retrying(self) -> None:
+        backoff: Any = self.backoff
+        if _is_number(backoff):
+            object.__setattr__(self, "backoff", Backoff(backoff))
+        elif not isinstance(backoff, Backoff):
+            raise WorkflowError(f"backoff={backoff!r} is no wait. Give seconds or a Backoff.")
+        given: Any = self.retry_on
+        kinds: Any = (given,) if isinstance(given, type) else tuple(given)
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+            raise WorkflowError(f"retry_on={self.retry_on!r} is not made of exception classes. Give one or several.")
+        object.__setattr__(self, "retry_on", kinds)
+        if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
+            raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
 
 
 class Task(Generic[P, R]):
@@ -71,7 +130,7 @@ class Task(Generic[P, R]):
         """Return a task of the same callable with some options changed.
 
         Args:
-            **changes: fields of `Options`: ``name``, ``after``, ``retries``.
+            **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -106,7 +165,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
 
     Args:
         fn: any callable; left out in ``@task(...)``.
-        **options: fields of `Options`: ``name``, ``after``, ``retries``.
+        **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``.
 
     Returns:
         A `Task`, or a decorator that makes one.

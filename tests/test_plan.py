@@ -95,7 +95,7 @@ def test_columns_say_what_was_declared(given):
     for task in range(n):
         references = plan.references[plan.reference_start[task] : plan.reference_start[task + 1]]
         assert references.tolist() == given.values_of[task]
-        assert plan.retries(task) == given.retries[task]
+        assert plan.spec(task).options.retries == given.retries[task]
         assert plan.constants[plan.constant_start[task]] == given.first_constant[task]
     assert plan.reference_start[-1] == len(plan.references)
     assert plan.constant_start[-1] == len(plan.constants)

@@ -127,9 +127,32 @@ def test_a_failure_is_retried_as_often_as_allowed():
         state.take(1)
         assert state.failed(0) == [Retried(0, attempt)]
         assert state.status[0] == Status.PENDING
+        assert state.head() is None
+        assert not state.finished
+        state.retry(0)
     state.take(1)
     assert state.failed(0) == [TaskFailed(0, 3), Halted()]
     assert state.finished
+
+
+def test_a_failure_that_is_not_worth_it_is_not_retried():
+    state = RunState(plan_of([[]], retries=2), RunPolicy())
+    state.begin()
+    state.take(1)
+    assert state.failed(0, may_retry=False) == [TaskFailed(0, 1), Halted()]
+
+
+def test_what_waits_for_a_retry_is_cancelled_with_the_run():
+    plan = plan_of([[], []], retries=1)
+    state = RunState(plan, RunPolicy())
+    state.begin()
+    state.take(1)
+    state.failed(0)
+    state.halt()
+    state.retry(0)
+    assert state.head() is None
+    assert state.finished
+    assert state.status.tolist() == [Status.CANCELLED] * 2
 
 
 def test_fail_fast_hands_out_nothing_more():

@@ -25,6 +25,8 @@ class Lost(NamedTuple):
         exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
         position: the mark it was at, as the board had it.
         fault: what ended `serve`, where that was an exception of its own: a full disk, say.
+        dump: the stacks of its threads, where it crashed and could tell.
+        is_out_of_memory: whether the kernel ended a process for lack of memory meanwhile.
     """
 
     slot: int
@@ -32,6 +34,8 @@ class Lost(NamedTuple):
     exit_code: int | None
     position: int
     fault: BaseException | None
+    dump: str = ""
+    is_out_of_memory: bool = False
 
 
 Notice: TypeAlias = Reply | Joined | Lost
@@ -69,8 +73,14 @@ class Backend(Protocol):
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
 
+    def started(self, slot: int) -> float:
+        """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""
+
+    def terminate(self, slot: int) -> None:
+        """Ask the slot's worker and its child processes to end; `kill` if it does not."""
+
     def kill(self, slot: int) -> None:
-        """End the slot's worker at once; the slot is lost, and starts again."""
+        """End the slot's worker and its child processes at once; the slot is lost, and starts again."""
 
     def close(self) -> None:
         """End all workers and remove the arena. May be called twice."""

@@ -7,11 +7,12 @@ objects. Breakpoints, prints and profilers work as in any script.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from forgepar.backends.base import Joined, Notice
-from forgepar.backends.board import LIMIT, POSITION, Board
+from forgepar.backends.board import LIMIT, POSITION, STARTED, Board
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
 from forgepar.values.arena import Arena
@@ -47,7 +48,7 @@ class InlineBackend:
             return
         self.arena = open_arena(budget=self._budget)
         board = Board.create(str(self.arena.folder / "board"), 1)
-        self._words = board.integers(0)
+        self._words, self._times = board.integers(0), board.floats(0)
         self._worker = Worker(0, self.arena, board, interruptible=True)
         self._is_open = True
 
@@ -59,9 +60,10 @@ class InlineBackend:
         """Keep a batch for `wait` to run."""
         self._waiting.append(batch)
 
-    def wait(self, timeout: float | None) -> list[Notice]:  # noqa: ARG002
-        """Run the next batch. Does not return before it is done."""
+    def wait(self, timeout: float | None) -> list[Notice]:
+        """Run the next batch, and return when it is done; where there is none, let the time pass."""
         if not self._waiting:
+            time.sleep(timeout or 0.0)
             return []
         before = use(self.arena)
         try:
@@ -77,6 +79,14 @@ class InlineBackend:
     def limit(self, slot: int, mark: int) -> None:  # noqa: ARG002
         """Forbid the task of this mark and whatever comes behind it."""
         self._words[LIMIT] = mark
+
+    def started(self, slot: int) -> float:  # noqa: ARG002
+        """Tell when the last task began."""
+        return self._times[STARTED]
+
+    def terminate(self, slot: int) -> None:
+        """Do as `kill` does."""
+        self.kill(slot)
 
     def kill(self, slot: int) -> None:  # noqa: ARG002
         """Forget what is waiting: there is no process to end but the caller's own."""

@@ -29,13 +29,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from forgepar.backends.base import Joined, Lost, Notice
-from forgepar.backends.board import LIMIT, POSITION, Board
+from forgepar.backends.board import LIMIT, POSITION, STARTED, Board
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import serve
 from forgepar.errors import WorkerStartFailed
-from forgepar.machine import available_cpus
+from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
 from forgepar.values.segment import Segment
@@ -56,7 +57,9 @@ class _Slot:
     job: Future[None] | None = None
     process: BaseProcess | None = None
     connection: Channel | None = None
-    words: memoryview = field(default_factory=memoryview(b"").toreadonly)
+    words: memoryview = field(default_factory=lambda: memoryview(bytearray(64)).cast("q"))
+    times: memoryview[float] = field(default_factory=lambda: memoryview(bytearray(64)).cast("d"))
+    doomed: list[Any] = field(default_factory=list)  # psutil's processes: the worker being ended, and its children
     failed_starts: int = 0
     outstanding: deque[Segment | None] = field(default_factory=deque)  # a batch each, and the segment that carries it
 
@@ -95,6 +98,7 @@ class ProcessBackend:
         self._owner = os.getpid()
         self._slots = [_Slot(number) for number in range(n_slots)]
         self._n_starting = 0
+        self._n_memory_kills = 0
         self._is_open = False
 
     def open(self, n_wanted: int) -> None:
@@ -116,6 +120,7 @@ class ProcessBackend:
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._is_open = True
         _live.add(self)
+        self._n_memory_kills = n_memory_kills()
         self._context = self._make_context()
         self._n_starting = 0
 
@@ -160,10 +165,23 @@ class ProcessBackend:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
         self._slots[slot].words[LIMIT] = mark
 
+    def started(self, slot: int) -> float:
+        """Tell when the slot began the task that it is at."""
+        return self._slots[slot].times[STARTED]
+
+    def terminate(self, slot: int) -> None:
+        """Ask the slot's worker and all its child processes to end."""
+        self._signal(slot, signal.SIGTERM)
+
     def kill(self, slot: int) -> None:
         """End the slot's worker and all its child processes at once."""
-        if pid := self._slots[slot].pid:
-            _kill_tree(pid)
+        self._signal(slot, signal.SIGKILL)
+
+    def _signal(self, slot: int, number: signal.Signals) -> None:
+        entry = self._slots[slot]
+        if entry.pid:
+            entry.doomed += _tree(entry.pid)  # children of a dead worker would not be found any more
+            _send(number, entry.doomed)
 
     def close(self) -> None:
         """End all workers and remove the arena: idle ones exit by themselves, busy ones are killed."""
@@ -193,7 +211,9 @@ class ProcessBackend:
     def _start(self, slot: _Slot) -> None:
         """Start a slot's worker; it joins later."""
         self._board.reset(slot.number)
-        slot.words = self._board.integers(slot.number)
+        slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
+        slot.doomed = []
+        (self.arena.folder / f"crash-{slot.number}").write_bytes(b"")
         slot.connection = slot.process = None
         slot.outstanding.clear()
         inherited: tuple[int, ...] = ()
@@ -242,13 +262,28 @@ class ProcessBackend:
         slot.connection.close()
         pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
         _bury(slot)
+        _send(signal.SIGKILL, slot.doomed)
         for segment in filter(None, slot.outstanding):
             self.arena.free(segment)
         self._n_starting += 1
+        dump, is_out_of_memory = self._crash(slot.number), self._sees_kills_for_memory()
         fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
         self._start(slot)
         exit_code = process.exitcode if process else None
-        return Lost(slot.number, pid, exit_code, position, None if isinstance(fault, BrokenExecutor) else fault)
+        fault = None if isinstance(fault, BrokenExecutor) else fault
+        is_out_of_memory = is_out_of_memory and exit_code == -signal.SIGKILL
+        return Lost(slot.number, pid, exit_code, position, fault, dump, is_out_of_memory)
+
+    def _crash(self, slot: int) -> str:
+        """Read what a worker told when it crashed."""
+        with suppress(OSError):
+            return (self.arena.folder / f"crash-{slot}").read_text(errors="replace")
+        return ""
+
+    def _sees_kills_for_memory(self) -> bool:
+        """Tell whether the kernel has ended processes for lack of memory since the last look."""
+        before, self._n_memory_kills = self._n_memory_kills, n_memory_kills()
+        return self._n_memory_kills > before
 
     def _check_starts(self) -> None:
         """Start again what ended before it joined; give up after a few times."""
@@ -301,14 +336,27 @@ def _bury(slot: _Slot) -> None:
 
 
 def _kill_tree(pid: int) -> None:
+    _send(signal.SIGKILL, _tree(pid))
+
+
+def _tree(pid: int) -> list[Any]:
+    """Return a process and all that it started, and those did, as psutil has them; empty if it is gone."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        children = process.children(recursive=True)
-        for doomed in (process, *children):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def _send(number: signal.Signals, processes: list[Any]) -> None:
+    """Signal processes; psutil knows another one of the same pid from the one that is meant."""
+    if processes:
+        import psutil
+
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
-                doomed.send_signal(signal.SIGKILL)
+                process.send_signal(number)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ dies. `Worker.run` knows no connection, so the inline backend runs the same code
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import repeat
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple
@@ -61,6 +63,13 @@ def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[
         inherited: descriptors of the parent's other connections, copied by a fork.
     """
     _settle(threads, inherited)
+    # Not made here: a worker that comes late must put nothing into a folder that is being removed.
+    with open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file:  # noqa: PTH118, PTH123
+        faulthandler.enable(crash_file)  # it has a copy of the number only, so the file stays open with `serve`
+        _serve(address, slot, place)
+
+
+def _serve(address: str, slot: int, place: Place) -> None:
     arena = Arena(place, slot + 1, keeps_mapped=True)
     board = Board(os.path.join(place.folder, "board"))  # noqa: PTH118  (pathlib takes longer to load than all else here)
     worker = Worker(slot, arena, board)
@@ -119,8 +128,9 @@ class Worker:
         clock = time.perf_counter
         words, times = self._words, self._times
         here = mark(batch.id, 0)
-        words[POSITION] = here  # before anything is unpickled: if that ends the process, the first task is to blame
         now = clock()
+        times[STARTED] = now
+        words[POSITION] = here  # before anything is unpickled: if that ends the process, the first task is to blame
         marks, values, first = array("d", (now,)), list[Wire](), 0
         due, last, failure = now + REPLY_SECONDS, here + batch.n_tasks - 1, None
         try:
@@ -130,10 +140,10 @@ class Worker:
             yield self._reply(batch, 0, [None], marks, self._failure(0, error), ended=True)
             return
         for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
+            times[STARTED] = now  # before the position: who reads both may see the task too young, never too old
             words[POSITION] = here
             if here >= words[LIMIT]:
                 break
-            times[STARTED] = now
             try:
                 value = call(*row)
                 if type(value) not in FIXED:
@@ -372,6 +382,7 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     global _inside  # one word for the whole process is what it says
     _inside = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
     if hasattr(os, "SCHED_BATCH"):
         # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -393,7 +404,17 @@ def _end_with_parent(parent_pid: int) -> None:
     while not connection.wait([parent.sentinel], timeout=1.0):
         if os.getppid() != parent_pid:
             break
+    _end_children()
     os._exit(1)
+
+
+def _end_children() -> None:
+    """End what tasks of this process have started, as it goes without them."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _usage() -> tuple[float, int]:

@@ -1,0 +1,162 @@
+"""What a run does by the clock: end what takes too long, and try again what has waited long enough.
+
+The dispatcher asks when to look next, and at each look what is due. Nothing here waits or sends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from forgepar.backends.base import Backend
+from forgepar.backends.board import unmark
+from forgepar.errors import TaskTimeout
+from forgepar.plan import Plan, Tasks
+from forgepar.runstate import RunPolicy
+
+TERM_SECONDS = 0.5  # from asking a worker to end, which lets a task's own handler clean up, to ending it
+_SECOND_LOOK_SECONDS = 0.001  # a mark and a start are two words: one look may see them a task apart
+
+
+class Held(Protocol):
+    """A batch that a slot has, as far as a watch looks at it."""
+
+    id: int
+    template: int
+    tasks: Tasks
+
+
+class Sentence(NamedTuple):
+    """A worker that is being ended, the task it is ended for, and what that fails with."""
+
+    task: int
+    error: TaskTimeout
+    kill_at: float
+
+
+class Watch:
+    """The clock's part of one run.
+
+    Args:
+        plan: the workflow.
+        policy: the run's rules.
+        backend: tells what each slot is at.
+
+    Attributes:
+        sentences: the workers that are being ended, by slot.
+        end_at: when what still runs after the run was ended is killed.
+    """
+
+    def __init__(self, plan: Plan, policy: RunPolicy, backend: Backend) -> None:
+        self.sentences: dict[int, Sentence] = {}
+        self.end_at = math.inf
+        self._plan = plan
+        self._policy = policy
+        self._backend = backend
+        self._timeouts = plan.timeouts
+        self._has_timeouts = any(timeout is not None for timeout in plan.timeouts)
+        self._retries: list[tuple[float, int]] = []
+        self._run_ends_at = math.inf
+        self._layer_ends_at = math.inf
+        self._layer = -1
+        self._seen: dict[int, int] = {}
+        self._look_at = math.inf
+
+    def begin(self, now: float) -> None:
+        """Note the start of the run."""
+        if self._policy.timeout is not None:
+            self._run_ends_at = now + self._policy.timeout
+
+    def layer_begins(self, layer: int, now: float) -> None:
+        """Note the start of a layer."""
+        if self._policy.layer_timeout is not None:
+            self._layer, self._layer_ends_at = layer, now + self._policy.layer_timeout
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing will ever be due as things stand."""
+        return not self._has_timeouts and self.next_look() == math.inf
+
+    def next_look(self) -> float:
+        """Return when something may be due."""
+        retry_at = self._retries[0][0] if self._retries else math.inf
+        kill_at = min((sentence.kill_at for sentence in self.sentences.values()), default=math.inf)
+        return min(retry_at, kill_at, self._look_at, self._run_ends_at, self._layer_ends_at, self.end_at)
+
+    # Retries
+
+    def delay(self, task: int, attempt: int, now: float) -> None:
+        """Let a task wait as its backoff says after an attempt that failed."""
+        backoff = self._plan.spec(task).options.backoff
+        chance = random.Random(f"{self._policy.seed} {self._plan.name(task)} {attempt}").random()
+        heapq.heappush(self._retries, (now + backoff.wait_seconds(attempt, chance), task))
+
+    def due_retries(self, now: float | None = None) -> list[int]:
+        """Return the tasks that have waited long enough, by now or by `time.perf_counter`."""
+        if not self._retries:
+            return []
+        now = time.perf_counter() if now is None else now
+        due = []
+        while self._retries and self._retries[0][0] <= now:
+            due.append(heapq.heappop(self._retries)[1])
+        return due
+
+    # Timeouts
+
+    def overdue(self, firsts: Sequence[Held | None], now: float) -> list[tuple[int, int]]:
+        """Return slot and task where one has run for longer than its timeout, as two looks in a row have shown.
+
+        Args:
+            firsts: the batch that each slot is at.
+            now: `time.perf_counter`, which workers tell the start of a task by as well.
+        """
+        found = []
+        self._look_at = math.inf
+        for slot, held in enumerate(firsts):
+            timeout = self._timeouts[held.template] if held is not None else None
+            if held is None or timeout is None or slot in self.sentences:
+                continue
+            mark = self._backend.position(slot)
+            batch, at = unmark(mark)
+            # A batch that has not begun yet is looked at again when its first task could be overdue.
+            left = self._backend.started(slot) + timeout - now if batch == held.id else timeout
+            if left <= 0 and self._seen.get(slot) == mark:
+                found.append((slot, int(held.tasks[at])))
+            elif left <= 0:
+                self._seen[slot] = mark
+                left = _SECOND_LOOK_SECONDS
+            self._look_at = min(self._look_at, now + max(left, _SECOND_LOOK_SECONDS))
+        return found
+
+    def condemn(self, slot: int, task: int, now: float) -> TaskTimeout:
+        """Sentence a worker; its task is to fail with the error returned."""
+        seconds = self._plan.spec(task).options.timeout or 0.0
+        error = TaskTimeout(
+            f"task {self._plan.name(task)!r} took longer than its timeout of {seconds:g} s, so its worker was ended. "
+            "Give it more time, or less to do; retries= tries it again.",
+            seconds=seconds,
+        )
+        self.sentences[slot] = Sentence(task, error, now + TERM_SECONDS)
+        return error
+
+    def due_kills(self, now: float) -> list[int]:
+        """Return the slots whose worker was asked to end and did not; each is told once."""
+        due = [slot for slot, sentence in self.sentences.items() if sentence.kill_at <= now]
+        for slot in due:
+            self.sentences[slot] = self.sentences[slot]._replace(kill_at=math.inf)
+        return due
+
+    def run_out(self, now: float) -> tuple[int, float] | None:
+        """Return the layer (-1: the run) whose time is over, and what it was given; told once."""
+        for layer, ends_at, seconds in (
+            (-1, self._run_ends_at, self._policy.timeout),
+            (self._layer, self._layer_ends_at, self._policy.layer_timeout),
+        ):
+            if now >= ends_at:
+                self._run_ends_at = self._layer_ends_at = math.inf
+                return layer, seconds or 0.0
+        return None

@@ -1,0 +1,163 @@
+"""The clock's part of a run, with a clock that the tests turn."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+import forgepar as fp
+from forgepar.backends.board import mark
+from forgepar.runstate import RunPolicy
+from forgepar.watch import _SECOND_LOOK_SECONDS, TERM_SECONDS, Watch
+
+
+class Slots:
+    """A backend that tells what a test puts in."""
+
+    def __init__(self, n):
+        self.positions = [0] * n
+        self.starts = [0.0] * n
+
+    def position(self, slot):
+        return self.positions[slot]
+
+    def started(self, slot):
+        return self.starts[slot]
+
+
+def watch_of(*options, policy=None, n_slots=1):
+    """A watch over one task for each of some options, in layer 0."""
+    wf = fp.Workflow()
+    for number, given in enumerate(options):
+        wf.add(fp.task(abs).options(name=f"t{number}", **given), number)
+    backend = Slots(n_slots)
+    return Watch(wf.plan(), policy or RunPolicy(), backend), backend
+
+
+def batch(number, template, tasks=(0,)):
+    return SimpleNamespace(id=number, template=template, tasks=tasks)
+
+
+def test_without_times_there_is_nothing_to_look_at():
+    watch, _ = watch_of({})
+    watch.begin(100.0)
+    watch.layer_begins(0, 100.0)
+    assert watch.is_idle
+    assert watch.next_look() == math.inf
+
+
+# Timeouts
+
+
+def test_a_task_is_overdue_at_the_second_look_after_its_timeout():
+    watch, backend = watch_of({"timeout": 5.0})
+    backend.positions, backend.starts = [mark(1, 0)], [100.0]
+    held = [batch(1, 0)]
+    assert watch.overdue(held, 101.0) == []
+    assert watch.next_look() == 105.0
+    assert watch.overdue(held, 105.0) == []
+    assert watch.next_look() == pytest.approx(105.0 + _SECOND_LOOK_SECONDS)
+    assert watch.overdue(held, 105.1) == [(0, 0)]
+
+
+def test_a_task_that_ended_between_the_looks_is_not_overdue():
+    watch, backend = watch_of({"timeout": 5.0})
+    held = [batch(1, 0, (4, 5))]
+    backend.positions, backend.starts = [mark(1, 0)], [100.0]
+    watch.overdue(held, 105.0)
+    backend.positions, backend.starts = [mark(1, 1)], [105.0]
+    assert watch.overdue(held, 105.1) == []
+    assert watch.next_look() == 110.0
+    watch.overdue(held, 110.0)
+    assert watch.overdue(held, 110.1) == [(0, 5)]
+
+
+def test_a_batch_that_has_not_begun_is_not_measured_by_the_one_before():
+    watch, backend = watch_of({"timeout": 5.0})
+    backend.positions, backend.starts = [mark(1, 3)], [0.0]
+    for now in (100.0, 100.1):
+        assert watch.overdue([batch(2, 0)], now) == []
+    assert watch.next_look() == pytest.approx(105.1)
+
+
+def test_tasks_without_timeout_and_idle_slots_are_left_alone():
+    watch, backend = watch_of({"timeout": 5.0}, {}, n_slots=2)
+    backend.positions = [mark(1, 0)] * 2
+    assert watch.overdue([batch(1, 1), None], 1e9) == []
+    assert watch.next_look() == math.inf
+
+
+def test_a_sentence_is_carried_out_once_after_the_grace():
+    watch, backend = watch_of({"timeout": 5.0})
+    backend.positions = [mark(1, 0)]
+    error = watch.condemn(0, 0, 100.0)
+    assert error.seconds == 5.0
+    assert "task 't0' took longer than its timeout of 5 s" in str(error)
+    assert watch.overdue([batch(1, 0)], 200.0) == []
+    assert watch.due_kills(100.0) == []
+    assert watch.next_look() == 100.0 + TERM_SECONDS
+    assert watch.due_kills(100.0 + TERM_SECONDS) == [0]
+    assert watch.due_kills(200.0) == []
+    assert watch.sentences[0].error is error
+
+
+# Retries
+
+
+def test_tasks_wait_as_their_backoff_says():
+    watch, _ = watch_of({"backoff": 2.0}, {"backoff": fp.Backoff(1.0, factor=3.0)})
+    watch.delay(0, 1, 100.0)
+    watch.delay(1, 2, 100.0)
+    assert watch.next_look() == 102.0
+    assert list(watch.due_retries(101.9)) == []
+    assert list(watch.due_retries(102.0)) == [0]
+    assert list(watch.due_retries(103.0)) == [1]
+    assert watch.is_idle
+
+
+def test_chance_in_a_wait_comes_from_the_seed():
+    options = {"backoff": fp.Backoff(1.0, jitter=0.5)}
+    waits = set()
+    for seed in (0, 0, 1, 2):
+        watch, _ = watch_of(options, policy=RunPolicy(seed=seed))
+        watch.delay(0, 1, 0.0)
+        waits.add(watch.next_look())
+    assert len(waits) == 3
+    assert all(0.5 <= wait <= 1.5 for wait in waits)
+
+
+@pytest.mark.parametrize(
+    ("backoff", "waits"),
+    [
+        (fp.Backoff(0.5), [0.5, 1.0, 2.0, 4.0]),
+        (fp.Backoff(1.0, factor=1.0), [1.0] * 4),
+        (fp.Backoff(1.0, factor=10.0, most_seconds=50.0), [1.0, 10.0, 50.0, 50.0]),
+        (fp.Backoff(0.0), [0.0] * 4),
+    ],
+)
+def test_waits_grow_by_the_factor_to_the_most(backoff, waits):
+    assert [backoff.wait_seconds(attempt) for attempt in (1, 2, 3, 4)] == waits
+
+
+# The run as a whole
+
+
+@pytest.mark.parametrize(("policy", "layer"), [(RunPolicy(timeout=3.0), -1), (RunPolicy(layer_timeout=3.0), 7)])
+def test_time_runs_out_once(policy, layer):
+    watch, _ = watch_of({}, policy=policy)
+    watch.begin(100.0)
+    watch.layer_begins(7, 100.0)
+    assert not watch.is_idle
+    assert watch.run_out(102.9) is None
+    assert watch.run_out(103.0) == (layer, 3.0)
+    assert watch.run_out(200.0) is None
+
+
+def test_each_layer_has_its_own_time():
+    watch, _ = watch_of({}, policy=RunPolicy(layer_timeout=3.0))
+    watch.layer_begins(0, 100.0)
+    watch.layer_begins(1, 102.0)
+    assert watch.run_out(104.0) is None
+    assert watch.run_out(105.0) == (1, 3.0)
