@@ -16,6 +16,7 @@ __all__ = [
     "ArenaFull",
     "Backoff",
     "BytesUsed",
+    "CancellationToken",
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
@@ -58,12 +59,14 @@ _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "cancellation": ("CancellationToken",),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "task"),
 }
 
 if TYPE_CHECKING:
+    from forgepar.cancellation import CancellationToken
     from forgepar.errors import (
         ArenaFull,
         CyclicWorkflow,

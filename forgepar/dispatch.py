@@ -28,9 +28,10 @@ from forgepar.backends.board import NO_LIMIT, mark, unmark
 from forgepar.backends.wire import Failure, Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
+from forgepar.cancellation import CancellationToken
 from forgepar.columns import distinct
 from forgepar.errors import RemoteError, RunTimeout, WorkerDied
-from forgepar.events import Sink, WorkflowDeadlockTimeout, WorkflowTaskTimedOut
+from forgepar.events import Sink, WorkflowCancelled, WorkflowDeadlockTimeout, WorkflowTaskTimedOut
 from forgepar.machine import as_text
 from forgepar.plan import Plan, Tasks
 from forgepar.result import Outputs
@@ -82,6 +83,11 @@ class Dispatcher:
         shipment: writes the batches.
         sinks: who gets the events.
         next_batch: gives ever larger numbers for the life of the backend.
+        cancel: calls the run off.
+
+    Attributes:
+        ended_by: what ended the run, where that was the clock.
+        was_cancelled: whether it was called off.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Dispatcher:
         shipment: Shipment,
         sinks: Sequence[Sink],
         next_batch: Callable[[], int],
+        cancel: CancellationToken | None = None,
     ) -> None:
         self.plan = plan
         self.state = RunState(plan, policy)
@@ -108,7 +115,10 @@ class Dispatcher:
         self._limited_at = 0.0
         self._peaks = [0] * backend.n_slots
         self._watch = Watch(plan, policy, backend)
+        self._cancel = cancel
         self.ended_by: RunTimeout | None = None
+        self.was_cancelled = False
+        self._is_killed = False
         self._kept = self._outputs(policy)
         self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
         self._has_coded = False
@@ -122,11 +132,14 @@ class Dispatcher:
         """
         self.books.begin()
         self._watch.begin(self.books.ledger.began)
+        if self._cancel is not None and self._cancel.ends_at is not None:
+            self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
         self._note(self.state.begin())
         for joined in self._backend.joined():
             self._pids[joined.slot] = joined.pid
-        # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
-        while not self.state.finished or any(self._flights):
+        while True:
+            if self._cancel is not None and self._cancel.is_cancelled:
+                self._call_off(kills=self._cancel.kills)
             for task in self._watch.due_retries():
                 self.state.retry(task)
             self._rebalance()
@@ -136,6 +149,9 @@ class Dispatcher:
             if self._has_coded:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
+            # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
+            if self.state.finished and not any(self._flights):
+                break
             for notice in self._backend.wait(self._patience()):
                 if type(notice) is Reply:
                     self._take_reply(notice)
@@ -436,6 +452,19 @@ class Dispatcher:
                     yield self.plan.name(int(flight.tasks[at]))
 
     # Ending
+
+    def _call_off(self, *, kills: bool) -> None:
+        """End the run for whoever holds its token; again, if what runs is to be killed after all."""
+        self._watch.cancel_at = math.inf
+        if not self.state.halted:
+            self.was_cancelled = True
+            self.books.event(WorkflowCancelled(time.time(), kills, tuple(self._running())))
+            self._note(self.state.halt())
+            self._halt()
+            self._watch.end_at = math.inf
+        if kills and not self._is_killed:
+            self._is_killed = True
+            self._end_what_runs()
 
     def _halt(self) -> None:
         """Let no slot begin another task, and give what runs its grace."""

@@ -84,6 +84,14 @@ class WorkflowDeadlockTimeout(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowCancelled(Event):
+    """The run was called off: nothing more is handed out, and what runs comes to its end, or is ended (``kills``)."""
+
+    kills: bool
+    running: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowWorkerDied(Event):
     """A worker process ended in the course of the run."""
 

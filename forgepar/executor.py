@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from forgepar.backends.base import Backend
 from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker import inside_worker
+from forgepar.cancellation import CancellationToken
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.handles import TaskHandle, TaskHandles
@@ -87,6 +90,7 @@ class WorkflowExecutor:
         timeout: float | None = None,
         layer_timeout: float | None = None,
         seed: int = 0,
+        cancel: CancellationToken | None = None,
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -101,9 +105,10 @@ class WorkflowExecutor:
             timeout: seconds that the run may take; what runs then gets a second, and the run fails with `RunTimeout`.
             layer_timeout: the same for each layer, under the schedule "layers".
             seed: what chance in the run derives from, such as the jitter of retries.
+            cancel: calls the run off: nothing more is started, what runs comes to its end (or is ended, if so told).
 
         Returns:
-            Values and records.
+            Values and records; of a run that was called off (``.status`` is "cancelled"), those there are.
 
         Raises:
             WorkflowError: the workflow cannot be run as it is (empty, cyclic, something that cannot be pickled);
@@ -111,6 +116,7 @@ class WorkflowExecutor:
             WorkflowFailed: a task failed; ``.exceptions`` are the tasks' own, ``.result`` has what was done.
             WorkerStartFailed: worker processes end before they take work.
             KeyboardInterrupt: the workers are killed; the next run starts new ones.
+            SystemExit: the same, at a SIGTERM that the program does not handle itself.
         """
         if schedule not in ("layers", "eager"):
             raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
@@ -126,7 +132,7 @@ class WorkflowExecutor:
         )
         cargo = Cargo(plan)
         with self._lock:
-            return self._run(plan, policy, cargo)
+            return self._run(plan, policy, cargo, cancel)
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -140,21 +146,44 @@ class WorkflowExecutor:
     ) -> None:
         self.close()
 
-    def _run(self, plan: Plan, policy: RunPolicy, cargo: Cargo) -> RunResult:
+    def _run(self, plan: Plan, policy: RunPolicy, cargo: Cargo, cancel: CancellationToken | None) -> RunResult:
         backend = self._backend
         backend.open(_n_useful(plan, policy))
         shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots)
-        dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__)
+        dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__, cancel)
+        forget = cancel.on_cancel(backend.wake) if cancel is not None else None
         try:
-            dispatcher.run()
+            with _exit_on_termination():
+                dispatcher.run()
             outputs = dispatcher.outputs()
         except BaseException:
             backend.close()  # slots may have work that nobody waits for any more
             raise
+        finally:
+            if forget is not None:
+                forget()
         result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs)
-        if not result.ok:
+        if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)
         return result
+
+
+@contextmanager
+def _exit_on_termination() -> Iterator[None]:
+    """Have a SIGTERM end the program by way of its own clean-up, if nothing else is to be done at one."""
+    is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # as shells tell it
 
 
 def _output_tasks(workflow: Workflow, outputs: Any) -> Literal["leaves", "all"] | tuple[int, ...]:

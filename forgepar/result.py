@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,6 +194,13 @@ class RunResult:
     def ok(self) -> bool:
         """Whether every task completed."""
         return bool((self._status == Status.COMPLETED).all())
+
+    @property
+    def status(self) -> Literal["completed", "failed", "cancelled"]:
+        """What became of the run: all done, something failed, or called off before all was done."""
+        if self.ok:
+            return "completed"
+        return "failed" if self.errors else "cancelled"
 
     @property
     def bytes(self) -> BytesUsed:

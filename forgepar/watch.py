@@ -49,11 +49,13 @@ class Watch:
     Attributes:
         sentences: the workers that are being ended, by slot.
         end_at: when what still runs after the run was ended is killed.
+        cancel_at: when the run is called off.
     """
 
     def __init__(self, plan: Plan, policy: RunPolicy, backend: Backend) -> None:
         self.sentences: dict[int, Sentence] = {}
         self.end_at = math.inf
+        self.cancel_at = math.inf
         self._plan = plan
         self._policy = policy
         self._backend = backend
@@ -85,7 +87,9 @@ class Watch:
         """Return when something may be due."""
         retry_at = self._retries[0][0] if self._retries else math.inf
         kill_at = min((sentence.kill_at for sentence in self.sentences.values()), default=math.inf)
-        return min(retry_at, kill_at, self._look_at, self._run_ends_at, self._layer_ends_at, self.end_at)
+        return min(
+            retry_at, kill_at, self._look_at, self._run_ends_at, self._layer_ends_at, self.end_at, self.cancel_at
+        )
 
     # Retries
 

@@ -230,6 +230,14 @@ def test_a_run_that_takes_too_long_is_ended_and_says_at_what(rule):
     assert (event.layer_index, event.running) == (-1 if rule == "timeout" else 1, ("stuck",))
 
 
+def test_time_runs_out_while_nothing_runs(tmp_path):
+    wf = fp.Workflow()
+    wf.add(fp.task(counted).options(retries=1, backoff=LONG), tmp_path / "tries", 1, OSError)
+    error, *_ = failure_of(wf, workers=1, timeout=1.0).exceptions
+    assert isinstance(error, fp.RunTimeout)
+    assert error.running == []
+
+
 def test_a_run_within_its_time_is_left_alone(any_backend):
     wf = fp.Workflow()
     total = wf.add(sum, wf.map(abs, range(10)))

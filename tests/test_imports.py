@@ -13,7 +13,7 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
-    0: ["errors", "events", "columns", "machine", "values.segment", "values.meter"],
+    0: ["errors", "events", "cancellation", "columns", "machine", "values.segment", "values.meter"],
     1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board"],
     2: ["values.arena", "tasks"],
     3: ["values.codec", "values.folders", "workflow"],

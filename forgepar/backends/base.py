@@ -67,6 +67,9 @@ class Backend(Protocol):
             WorkerStartFailed: workers end before they join, several times in a row.
         """
 
+    def wake(self) -> None:
+        """Have `wait` return soon, with nothing; from any thread or signal handler."""
+
     def position(self, slot: int) -> int:
         """Return the mark of the task that the slot is at."""
 

@@ -71,6 +71,9 @@ class InlineBackend:
         finally:
             use(before)
 
+    def wake(self) -> None:
+        """Do nothing: between batches this is awake, in one it is the task's turn."""
+
     def position(self, slot: int) -> int:  # noqa: ARG002
         """Return the mark of the task last run."""
         mark: int = self._words[POSITION]

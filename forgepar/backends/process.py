@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import selectors
 import signal
+import socket
 import sys
 import threading
 import time
@@ -118,6 +119,9 @@ class ProcessBackend:
         self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._woken)
         self._is_open = True
         _live.add(self)
         self._n_memory_kills = n_memory_kills()
@@ -147,14 +151,24 @@ class ProcessBackend:
             if starting:
                 step = _START_POLL_SECONDS if step is None else min(step, _START_POLL_SECONDS)
             notices: list[Notice] = []
+            is_woken = False
             for key, _ in self._selector.select(step):
+                if key.data is self._woken:
+                    is_woken = True
+                    self._woken.recv(1024)
+                    continue
                 notice = self._accept() if key.data is None else self._receive(key.data)
                 if notice is not None:
                     notices.append(notice)
             if starting:
                 self._check_starts()
-            if notices or (deadline is not None and time.perf_counter() >= deadline):
+            if notices or is_woken or (deadline is not None and time.perf_counter() >= deadline):
                 return notices
+
+    def wake(self) -> None:
+        """Have `wait` return soon."""
+        with suppress(OSError):  # as many wake-ups wait as it takes, or the backend is closed
+            self._waker.send(b"!")
 
     def position(self, slot: int) -> int:
         """Return the mark of the task that the slot is at."""
@@ -194,7 +208,8 @@ class ProcessBackend:
                 self.kill(slot.number)
             if slot.connection is not None:
                 slot.connection.close()
-        self._listener.close()
+        for end in (self._listener, self._waker, self._woken):
+            end.close()
         self._selector.close()
         for slot in self._slots:
             _shut_down(slot)
@@ -218,8 +233,8 @@ class ProcessBackend:
         slot.outstanding.clear()
         inherited: tuple[int, ...] = ()
         if self.start_method == "fork":
-            others = [other.connection for other in self._slots if other.connection is not None]
-            inherited = (self._listener.fileno(), *(connection.fileno() for connection in others))
+            numbers = [other.connection.fileno() for other in self._slots if other.connection is not None]
+            inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
         slot.executor = ProcessPoolExecutor(1, mp_context=self._context)
         with _anonymous_main(), warnings.catch_warnings():
