@@ -15,7 +15,7 @@ from pathlib import Path
 
 import forgepar
 from forgepar.backends.process import START_METHODS
-from forgepar.errors import WorkerStartFailed, WorkflowError, WorkflowFailed
+from forgepar.errors import RunTimeout, WorkerStartFailed, WorkflowError, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
 from forgepar.result import RunResult
@@ -71,10 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
     with WorkflowExecutor(
-        arguments.workers, backend=arguments.backend, start_method=arguments.start_method
+        arguments.workers,
+        backend=arguments.backend,
+        start_method=arguments.start_method,
+        memory_budget=arguments.memory_budget,
     ) as executor:
         try:
-            result = executor.run(workflow, schedule=arguments.schedule, fail_fast=not arguments.keep_going)
+            result = executor.run(
+                workflow,
+                schedule=arguments.schedule,
+                fail_fast=not arguments.keep_going,
+                timeout=arguments.timeout,
+                layer_timeout=arguments.layer_timeout,
+            )
         except WorkflowFailed as failure:
             _print_failure(failure, with_summary=arguments.summary)
             return TASK_FAILED
@@ -127,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", choices=("process", "inline"), default="process")
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
+    command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after so long")
+    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="end it if a layer takes longer")
     command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
@@ -182,6 +194,9 @@ def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
         print(f"forgepar: task {name!r} failed: {type(error).__name__}: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print("  " + note.replace("\n", "\n  "), file=sys.stderr)
+    for error in failure.exceptions:
+        if isinstance(error, RunTimeout):
+            print(f"forgepar: {error}", file=sys.stderr)
     counts = ", ".join(f"{n} {status}" for status, n in result.status_counts().items())
     print(f"forgepar: {counts}", file=sys.stderr)
     if with_summary:

@@ -35,7 +35,7 @@ from forgepar.events import Sink, WorkflowCancelled, WorkflowDeadlockTimeout, Wo
 from forgepar.machine import as_text
 from forgepar.plan import Plan, Tasks
 from forgepar.result import Outputs
-from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Status
+from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, is_segment
 from forgepar.values.segment import names_of
@@ -114,6 +114,7 @@ class Dispatcher:
         self._limits = [NO_LIMIT] * backend.n_slots
         self._limited_at = 0.0
         self._peaks = [0] * backend.n_slots
+        self._wears = policy.wear != Wear()
         self._watch = Watch(plan, policy, backend)
         self._cancel = cancel
         self.ended_by: RunTimeout | None = None
@@ -142,6 +143,8 @@ class Dispatcher:
                 self._call_off(kills=self._cancel.kills)
             for task in self._watch.due_retries():
                 self.state.retry(task)
+            if self._wears:
+                self._renew_the_worn()
             self._rebalance()
             self._fill()
             if not self._watch.is_idle:
@@ -189,6 +192,8 @@ class Dispatcher:
         while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self.state.head()) is not None:
             template, called = head[0], self.plan.callable_of[head[0]]
             size = self._durations.batch_size(called, share, 1)
+            if self._wears and (size := min(size, self._n_left(slot))) < 1:
+                return
             tasks = self.state.take(size)
             is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
@@ -198,6 +203,20 @@ class Dispatcher:
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    def _n_left(self, slot: int) -> int:
+        """Count the tasks that a slot's worker may still get before it is renewed."""
+        wear = self._policy.wear
+        if wear.most_memory is not None and self._peaks[slot] >= wear.most_memory:
+            return 0
+        return self.plan.n_tasks if wear.most_tasks is None else wear.most_tasks - self._backend.n_given(slot)
+
+    def _renew_the_worn(self) -> None:
+        for slot, has in enumerate(self._flights):
+            if self._pids[slot] and not has and self._n_left(slot) < 1:
+                self._pids[slot] = self._peaks[slot] = 0
+                self._shipment.forget(slot)
+                self._backend.renew(slot)
 
     def _tell_what_to_drop(self) -> None:
         """Tell slots without work what nobody needs of what they have mapped; others hear it with their next batch."""

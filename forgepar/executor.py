@@ -23,7 +23,7 @@ from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.plan import Plan
 from forgepar.result import RunResult
-from forgepar.runstate import RunPolicy
+from forgepar.runstate import RunPolicy, Wear
 from forgepar.shipping import Cargo, Shipment
 from forgepar.workflow import Engine, Workflow
 
@@ -40,6 +40,8 @@ class WorkflowExecutor:
         start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
         memory_budget: most bytes of large values to hold in shared memory at once, or text such as "2GiB"; what does
             not fit goes to the temporary folder. None: half of the memory that is available.
+        max_tasks_per_worker: replace a worker by a new one after so many tasks; for code that leaks.
+        max_worker_memory: replace a worker that had so much memory, bytes or text, once it is between batches.
 
     Raises:
         ValueError: an argument that cannot be.
@@ -60,6 +62,8 @@ class WorkflowExecutor:
         backend: Literal["process", "inline"] = "process",
         start_method: str | None = None,
         memory_budget: int | str | None = None,
+        max_tasks_per_worker: int | None = None,
+        max_worker_memory: int | str | None = None,
     ) -> None:
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
@@ -71,6 +75,9 @@ class WorkflowExecutor:
             self._backend = InlineBackend(budget)
         else:
             self._backend = ProcessBackend(workers or available_cpus(), start_method, budget)
+        if max_tasks_per_worker is not None and (not isinstance(max_tasks_per_worker, int) or max_tasks_per_worker < 1):
+            raise ValueError(f"max_tasks_per_worker={max_tasks_per_worker!r} is no count. Give 1 or more, or None.")
+        self._wear = Wear(max_tasks_per_worker, None if max_worker_memory is None else as_bytes(max_worker_memory))
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._lock = threading.Lock()
@@ -129,6 +136,7 @@ class WorkflowExecutor:
             timeout=_checked_seconds("timeout", timeout),
             layer_timeout=_checked_seconds("layer_timeout", layer_timeout),
             seed=seed,
+            wear=self._wear,
         )
         cargo = Cargo(plan)
         with self._lock:

@@ -37,6 +37,19 @@ _RUNNING, _COMPLETED = int(Status.RUNNING), int(Status.COMPLETED)
 
 
 @dataclass(frozen=True, slots=True)
+class Wear:
+    """When a worker has done enough and is replaced by a new one; None: never.
+
+    Attributes:
+        most_tasks: after so many tasks.
+        most_memory: after its memory was at so many bytes or more.
+    """
+
+    most_tasks: int | None = None
+    most_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunPolicy:
     """The rules of one run.
 
@@ -48,6 +61,7 @@ class RunPolicy:
         timeout: how long the run may take, seconds; None: as long as it does.
         layer_timeout: how long each layer may take, seconds, under the schedule "layers".
         seed: what chance in the run derives from.
+        wear: when workers are renewed.
     """
 
     outputs: Literal["leaves", "all"] | tuple[int, ...] = "leaves"
@@ -57,6 +71,7 @@ class RunPolicy:
     timeout: float | None = None
     layer_timeout: float | None = None
     seed: int = 0
+    wear: Wear = Wear()
 
 
 class LayerStarted(NamedTuple):

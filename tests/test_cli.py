@@ -185,3 +185,29 @@ def test_an_interrupt_is_exit_code_130(pipeline, tmp_path):
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err == "forgepar: interrupted; the workers are ended\n"
+
+
+def test_a_run_that_takes_too_long_says_at_what(pipeline, tmp_path, capsys):
+    target = ("run", f"{pipeline}:hanging", "-p", f"path={tmp_path / 'started'}", "--workers", 1)
+    assert run(*target, "--timeout", 1.5) == 1
+    error = capsys.readouterr().err
+    assert "the run took longer than the 1.5 s it was given" in error
+    assert "'lambda'" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--timeout", "-1"), "timeout=-1.0 is no time"),
+        (("--layer-timeout", "0"), "layer_timeout=0.0 is no time"),
+        (("--memory-budget", "much"), "'much' is no size"),
+    ],
+)
+def test_limits_that_cannot_be_are_told(pipeline, capsys, flags, text):
+    assert run("run", f"{pipeline}:sums", *flags) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_budget_is_taken(pipeline, capsys):
+    assert run("run", f"{pipeline}:sums", "--workers", 1, "--memory-budget", "64MiB") == 0
+    assert capsys.readouterr().out == "sum = 12\n"

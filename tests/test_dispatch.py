@@ -135,8 +135,8 @@ def test_events_go_to_sinks_in_order(monkeypatch):
 
     made = dispatch.Dispatcher.__init__
 
-    def with_sink(self, plan, policy, backend, shipment, sinks, next_batch):
-        made(self, plan, policy, backend, shipment, [Memory()], next_batch)
+    def with_sink(self, plan, policy, backend, shipment, sinks, *rest):
+        made(self, plan, policy, backend, shipment, [*sinks, Memory()], *rest)
 
     monkeypatch.setattr(dispatch.Dispatcher, "__init__", with_sink)
     wf, _ = grid(4, 3)

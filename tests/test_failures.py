@@ -296,6 +296,49 @@ def test_a_worker_killed_beside_three_others_disturbs_none(tmp_path):
     assert event.exit_code == -signal.SIGKILL
 
 
+# Wear
+
+
+def pid_of(_):
+    return os.getpid()
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+def test_workers_are_renewed_after_so_many_tasks(schedule):
+    wf = fp.Workflow()
+    first = wf.map(pid_of, range(50))
+    second = wf.map(fp.task(pid_of).options(after=first), range(50))
+    with fp.WorkflowExecutor(workers=2, max_tasks_per_worker=7) as executor:
+        for _ in range(2):  # a worker's tasks count from run to run
+            result = executor.run(wf, outputs="all", schedule=schedule)
+            pids = result[first] + result[second]
+            assert max(pids.count(pid) for pid in pids) <= 7
+            assert not [event for event in result.events if isinstance(event, WorkflowWorkerDied)]
+            assert {record.attempt for record in result.records} == {1}
+
+
+def test_a_worker_that_took_much_memory_is_renewed():
+    def take(n_bytes):
+        bytearray(n_bytes)
+        return os.getpid()
+
+    wf = fp.Workflow()
+    large = wf.add(fp.task(take).options(name="large"), 200_000_000)
+    after = wf.map(fp.task(take).options(after=large), [10] * 20)
+    with fp.WorkflowExecutor(workers=1, max_worker_memory="150MB") as executor:
+        result = executor.run(wf, outputs="all")
+    assert result[large] not in result[after]
+    assert len(set(result[after])) == 1
+
+
+@pytest.mark.parametrize(
+    "rule", [{"max_tasks_per_worker": 0}, {"max_tasks_per_worker": 1.5}, {"max_worker_memory": "x"}]
+)
+def test_wear_that_cannot_be_is_refused(rule):
+    with pytest.raises(ValueError, match=r"is no (count|size)"):
+        fp.WorkflowExecutor(**rule)
+
+
 # All at once
 
 FATES = {"kill": 0.02, "raise": 0.02, "hang": 0.002}

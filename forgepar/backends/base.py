@@ -79,6 +79,12 @@ class Backend(Protocol):
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""
 
+    def n_given(self, slot: int) -> int:
+        """Count the tasks that the slot's worker was handed since it started."""
+
+    def renew(self, slot: int) -> None:
+        """Let the slot's worker, which has no work, go, and start another; the slot joins again."""
+
     def terminate(self, slot: int) -> None:
         """Ask the slot's worker and its child processes to end; `kill` if it does not."""
 

@@ -87,6 +87,13 @@ class InlineBackend:
         """Tell when the last task began."""
         return self._times[STARTED]
 
+    def n_given(self, slot: int) -> int:  # noqa: ARG002
+        """Count nothing: there is no worker to wear out."""
+        return 0
+
+    def renew(self, slot: int) -> None:
+        """Do nothing, for the same reason."""
+
     def terminate(self, slot: int) -> None:
         """Do as `kill` does."""
         self.kill(slot)

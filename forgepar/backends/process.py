@@ -62,6 +62,7 @@ class _Slot:
     times: memoryview[float] = field(default_factory=lambda: memoryview(bytearray(64)).cast("d"))
     doomed: list[Any] = field(default_factory=list)  # psutil's processes: the worker being ended, and its children
     failed_starts: int = 0
+    n_given: int = 0
     outstanding: deque[Segment | None] = field(default_factory=deque)  # a batch each, and the segment that carries it
 
     @property
@@ -137,6 +138,7 @@ class ProcessBackend:
         entry = self._slots[slot]
         assert entry.connection is not None, f"slot {slot} has no worker"
         message = pack(batch, self.arena)
+        entry.n_given += batch.n_tasks
         if batch.n_tasks:
             entry.outstanding.append(segment_of(message))
         with suppress(OSError):  # the worker died: its connection is at its end and `wait` will say so
@@ -183,6 +185,21 @@ class ProcessBackend:
         """Tell when the slot began the task that it is at."""
         return self._slots[slot].times[STARTED]
 
+    def n_given(self, slot: int) -> int:
+        """Count the tasks that the slot's worker was handed since it started."""
+        return self._slots[slot].n_given
+
+    def renew(self, slot: int) -> None:
+        """Let the slot's worker go, which ends by itself at the end of its connection, and start another."""
+        entry = self._slots[slot]
+        assert entry.connection is not None
+        assert entry.executor is not None
+        self._selector.unregister(entry.connection)
+        entry.connection.close()
+        entry.executor.shutdown(wait=False)
+        self._n_starting += 1
+        self._start(entry)
+
     def terminate(self, slot: int) -> None:
         """Ask the slot's worker and all its child processes to end."""
         self._signal(slot, signal.SIGTERM)
@@ -228,6 +245,7 @@ class ProcessBackend:
         self._board.reset(slot.number)
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
         slot.doomed = []
+        slot.n_given = 0
         (self.arena.folder / f"crash-{slot.number}").write_bytes(b"")
         slot.connection = slot.process = None
         slot.outstanding.clear()
