@@ -5,40 +5,35 @@ RunState.take ──> Shipment.batch ──> Backend.send        (fill: breadth 
 completed, failed, put_back  <── Reply, Joined, Lost <── Backend.wait
 
 Dispatcher   the loop, one thread
-Flight       a batch that a slot has, and how far it is known to be
+Flight       a batch that a slot has
 Durations    how many tasks make a batch
 Books        the columns of the result, and the events
+Holdings     the values
+Watch        what is done by the clock
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-
-import numpy as np
-from numpy.typing import NDArray
 
 from forgepar.backends.base import Backend, Joined, Lost
 from forgepar.backends.board import NO_LIMIT, mark, unmark
-from forgepar.backends.wire import Failure, Reply
+from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
 from forgepar.cancellation import CancellationToken
-from forgepar.columns import distinct
-from forgepar.errors import RemoteError, RunTimeout, WorkerDied
+from forgepar.errors import RunTimeout
 from forgepar.events import Sink, WorkflowCancelled, WorkflowDeadlockTimeout, WorkflowTaskTimedOut
-from forgepar.machine import as_text
-from forgepar.plan import Plan, Tasks
+from forgepar.faults import raised, worker_died
+from forgepar.flight import Flight
+from forgepar.holdings import Holdings
+from forgepar.plan import Plan
 from forgepar.result import Outputs
-from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Status, Wear
+from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Wear
 from forgepar.shipping import Shipment
-from forgepar.values.codec import Wire, is_segment
-from forgepar.values.segment import names_of
 from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
@@ -46,31 +41,6 @@ _SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves it
 _STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 _CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
-
-
-class Flight:
-    """A batch that a slot has.
-
-    Attributes:
-        id: the batch's id.
-        template: the template of its tasks.
-        tasks: their numbers.
-        is_short: whether it is expected to be done soon.
-        n_done: how many have an outcome.
-        n_own: how many are still the slot's: those behind were claimed back.
-        since: when the slot was last heard of while this was its first batch, or when it was sent.
-    """
-
-    __slots__ = ("id", "is_short", "n_done", "n_own", "since", "tasks", "template")
-
-    def __init__(self, number: int, template: int, tasks: Tasks, is_short: bool) -> None:
-        self.id = number
-        self.template = template
-        self.tasks = tasks
-        self.is_short = is_short
-        self.n_done = 0
-        self.n_own = len(tasks)
-        self.since = time.perf_counter()
 
 
 class Dispatcher:
@@ -103,7 +73,7 @@ class Dispatcher:
         self.plan = plan
         self.state = RunState(plan, policy)
         self.books = Books(plan, sinks, backend.n_slots, backend.arena)
-        self.values: list[Wire] = [None] * plan.n_tasks
+        self._holdings = Holdings(plan, policy, shipment, backend.arena)
         self._policy = policy
         self._backend = backend
         self._shipment = shipment
@@ -120,9 +90,6 @@ class Dispatcher:
         self.ended_by: RunTimeout | None = None
         self.was_cancelled = False
         self._is_killed = False
-        self._kept = self._outputs(policy)
-        self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
-        self._has_coded = False
         self._weighed_at = 0.0
         self._weigh_seconds = 0.0
 
@@ -149,7 +116,7 @@ class Dispatcher:
             self._fill()
             if not self._watch.is_idle:
                 self._obey_the_clock()
-            if self._has_coded:
+            if self._holdings.has_coded:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
@@ -197,7 +164,7 @@ class Dispatcher:
             tasks = self.state.take(size)
             is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
-            batch = self._shipment.batch(slot, number, template, tasks, self.values)
+            batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values)
             self._flights[slot].append(Flight(number, template, tasks, is_short))
             self._backend.send(slot, batch)
             share -= len(tasks)
@@ -262,7 +229,8 @@ class Dispatcher:
         self.books.reply(tasks, reply)
         n_good = len(tasks) - (reply.failure is not None)
         if n_good:
-            self._complete(slot, tasks[:n_good], values)
+            self._holdings.put(slot, tasks[:n_good], values)
+            self._note(self.state.completed(tasks[:n_good]))
         if reply.ended:
             self._flights[slot].popleft()
             if flight.n_done < flight.n_own:
@@ -272,22 +240,7 @@ class Dispatcher:
         if self._flights[slot]:
             self._flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
-            self._fail(int(tasks[-1]), self._error(reply.failure), slot, reply.failure.traceback)
-
-    def _complete(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
-        if isinstance(tasks, range):
-            self.values[tasks.start : tasks.stop] = values[: len(tasks)]
-        else:
-            for task, value in zip(tasks.tolist(), values, strict=False):
-                self.values[task] = value
-        if tuple in set(map(type, values)):
-            self._has_coded = True
-            for task, value in zip(tasks, values, strict=False):
-                if type(value) is tuple and not is_segment(value):
-                    self._shipment.keep(slot, int(task), value)
-        if self._has_coded:
-            self._release(self._count_takers(tasks))
-        self._note(self.state.completed(tasks))
+            self._fail(int(tasks[-1]), raised(reply.failure), slot, reply.failure.traceback)
 
     def _fail(self, task: int, error: Exception, slot: int, traceback: str) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
@@ -302,13 +255,6 @@ class Dispatcher:
         self._note(self.state.failed(task, may_retry=isinstance(error, plan.spec(task).options.retry_on)))
         if self.state.halted and not was_halted:
             self._halt()
-
-    def _error(self, failure: Failure) -> Exception:
-        if failure.pickled is not None:
-            error: Exception = pickle.loads(failure.pickled)
-            return error
-        message = f"{failure.type_name}: {failure.text} (the exception itself cannot be pickled)"
-        return RemoteError(message, type_name=failure.type_name, text=failure.text)
 
     def _take_loss(self, lost: Lost) -> None:
         """Blame the task that a dead worker was at; hand out the rest of what it had again."""
@@ -326,8 +272,7 @@ class Dispatcher:
                 first = at + 1
             self._put_back(flight, first, flight.n_own)
         self._lift(slot)
-        if self._has_coded:
-            self._free_strays(lost.pid)
+        self._holdings.free_strays(lost.pid)
         if sentence is None:
             self.books.death(lost, blamed)
         if blamed is not None:
@@ -337,11 +282,6 @@ class Dispatcher:
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
             self.state.put_back(flight.template, flight.tasks[first:end])
-
-    def _free_strays(self, pid: int) -> None:
-        """Free what a dead worker had begun to write."""
-        named = (names_of(value) for value in self.values if is_segment(value))
-        self._backend.arena.free_strays(pid, frozenset(name for names in named for name in names))
 
     def _blame(self, task: int, lost: Lost, sentence: Sentence | None) -> None:
         """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
@@ -354,18 +294,7 @@ class Dispatcher:
             else:  # it began in the instant before the end of the task that was meant
                 self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
             return
-        message = (
-            f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task "
-            f"{self.plan.name(task)!r}. Look for os._exit, a crash in C code or a lack of memory there; "
-            "retries= runs it again."
-        )
-        peak_rss = self._peaks[lost.slot]
-        error = WorkerDied(message, exit_code=lost.exit_code, pid=lost.pid, peak_rss=peak_rss)
-        error.__cause__ = lost.fault
-        if peak_rss:
-            error.add_note(f"the worker's memory before: {as_text(peak_rss)} at most")
-        if lost.dump:
-            error.add_note("what it was at, as it told when it crashed:\n" + lost.dump.rstrip())
+        error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
         self._fail(task, error, lost.slot, "")
 
     # Taking back what a slot has not begun
@@ -498,55 +427,10 @@ class Dispatcher:
             if has:
                 self._backend.kill(slot)
 
-    def _outputs(self, policy: RunPolicy) -> NDArray[np.bool_]:
-        kept = np.full(self.plan.n_tasks, policy.outputs == "all")
-        if policy.outputs == "leaves":
-            kept[self.plan.leaves] = True
-        elif policy.outputs != "all":
-            kept[list(policy.outputs)] = True
-        return kept
-
     def outputs(self) -> Outputs:
         """Return the values that the result keeps, and free all others."""
-        kept = self._kept & (self.state.status == Status.COMPLETED)
-        outputs = Outputs(self.values, kept, self._backend.arena)
-        if self._has_coded:
-            for value in filter(is_segment, self.values):
-                self._backend.arena.free(value, keep=False)  # the outputs are mapped
-        return outputs
-
-    def _count_takers(self, done: Tasks) -> NDArray[np.int32]:
-        """Count off what completed tasks took; return the tasks whose value nobody is still to take, among both."""
-        taken = self._shipment.references(done)
-        np.subtract.at(self._takers, taken, 1)
-        touched = distinct(np.concatenate([taken, np.asarray(done, np.int32)]))
-        free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._kept[touched]]
-        return free
-
-    def _release(self, tasks: NDArray[np.int32]) -> None:
-        """Free coded values; scalars are not worth the search."""
-        for task in tasks.tolist():
-            value = self.values[task]
-            if type(value) is tuple:
-                self.values[task] = None
-                if is_segment(value):
-                    self._backend.arena.free(value)
-                    self._shipment.freed(value)
+        return self._holdings.outputs(self.state.status)
 
 
 def _is_soon_free(flights: deque[Flight]) -> bool:
     return not flights or flights[0].is_short
-
-
-def _how_it_ended(lost: Lost) -> str:
-    exit_code = lost.exit_code
-    if lost.fault is not None:
-        return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
-    if exit_code is None:
-        return "ended"
-    if exit_code >= 0:
-        return f"exited with code {exit_code}"
-    by_whom = "the kernel, for lack of memory," if lost.is_out_of_memory else "signal"
-    with suppress(ValueError):  # a number without a name
-        return f"was ended by {by_whom} {-exit_code} ({signal.Signals(-exit_code).name})"
-    return f"was ended by {by_whom} {-exit_code}"

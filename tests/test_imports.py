@@ -20,7 +20,7 @@ RANKS = {
     4: ["backends.wire", "values.inplace", "plan"],
     5: ["backends.worker", "backends.base", "runstate", "shipping"],
     6: ["backends.process", "backends.inline", "result", "simulate"],
-    7: ["books", "watch"],
+    7: ["books", "faults", "flight", "holdings", "watch"],
     8: ["dispatch"],
     9: ["executor", "targets"],
     10: ["cli", "examples.census"],

@@ -1,0 +1,58 @@
+"""Exceptions made of what a worker told before, or as, it was lost to a task."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from contextlib import suppress
+
+from forgepar.backends.base import Lost
+from forgepar.backends.wire import Failure
+from forgepar.errors import RemoteError, WorkerDied
+from forgepar.machine import as_text
+
+
+def raised(failure: Failure) -> Exception:
+    """Return what a task raised, or what stands for it where that could not travel."""
+    if failure.pickled is not None:
+        error: Exception = pickle.loads(failure.pickled)
+        return error
+    message = f"{failure.type_name}: {failure.text} (the exception itself cannot be pickled)"
+    return RemoteError(message, type_name=failure.type_name, text=failure.text)
+
+
+def worker_died(lost: Lost, task: str, peak_rss: int) -> WorkerDied:
+    """Return what a task fails with whose worker ended under it.
+
+    Args:
+        lost: what is known of the end.
+        task: the task's name.
+        peak_rss: most memory that the worker told of, bytes; 0 if it had not.
+    """
+    error = WorkerDied(
+        f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task {task!r}. "
+        "Look for os._exit, a crash in C code or a lack of memory there; retries= runs it again.",
+        exit_code=lost.exit_code,
+        pid=lost.pid,
+        peak_rss=peak_rss,
+    )
+    error.__cause__ = lost.fault
+    if peak_rss:
+        error.add_note(f"the worker's memory before: {as_text(peak_rss)} at most")
+    if lost.dump:
+        error.add_note("what it was at, as it told when it crashed:\n" + lost.dump.rstrip())
+    return error
+
+
+def _how_it_ended(lost: Lost) -> str:
+    exit_code = lost.exit_code
+    if lost.fault is not None:
+        return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
+    if exit_code is None:
+        return "ended"
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    number = f"signal {-exit_code}"
+    with suppress(ValueError):  # a number without a name
+        number += f" ({signal.Signals(-exit_code).name})"
+    return f"was ended by {number}" + (", by the kernel for lack of memory," if lost.is_out_of_memory else "")

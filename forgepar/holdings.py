@@ -1,0 +1,94 @@
+"""The values of a run while it goes: each as it travels, until nobody is to take it any more."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.columns import distinct
+from forgepar.plan import Plan, Tasks
+from forgepar.result import Outputs
+from forgepar.runstate import RunPolicy, Status
+from forgepar.shipping import Shipment
+from forgepar.values.arena import Arena
+from forgepar.values.codec import Wire, is_segment
+from forgepar.values.segment import names_of
+
+
+class Holdings:
+    """Keeps values, and frees them when their last consumer is done and no output needs them.
+
+    Args:
+        plan: the workflow.
+        policy: the run's rules, of which the outputs.
+        shipment: hears which segments are gone.
+        arena: where large values are.
+
+    Attributes:
+        values: every task's value so far.
+        has_coded: whether any was more than a scalar: until then there is nothing to free.
+    """
+
+    def __init__(self, plan: Plan, policy: RunPolicy, shipment: Shipment, arena: Arena) -> None:
+        self.values: list[Wire] = [None] * plan.n_tasks
+        self.has_coded = False
+        self._shipment = shipment
+        self._arena = arena
+        self._kept = _kept(plan, policy)
+        self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
+
+    def put(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
+        """Take in what tasks returned on a slot, and free what only they were still to take."""
+        if isinstance(tasks, range):
+            self.values[tasks.start : tasks.stop] = values[: len(tasks)]
+        else:
+            for task, value in zip(tasks.tolist(), values, strict=False):
+                self.values[task] = value
+        if tuple in set(map(type, values)):
+            self.has_coded = True
+            for task, value in zip(tasks, values, strict=False):
+                if type(value) is tuple and not is_segment(value):
+                    self._shipment.keep(slot, int(task), value)
+        if self.has_coded:
+            self._release(self._count_takers(tasks))
+
+    def free_strays(self, pid: int) -> None:
+        """Free what a dead worker had begun to write."""
+        if self.has_coded:
+            named = (names_of(value) for value in self.values if is_segment(value))
+            self._arena.free_strays(pid, frozenset(name for names in named for name in names))
+
+    def outputs(self, status: NDArray[np.int8]) -> Outputs:
+        """Return the values that the result keeps, and free all others."""
+        outputs = Outputs(self.values, self._kept & (status == Status.COMPLETED), self._arena)
+        if self.has_coded:
+            for value in filter(is_segment, self.values):
+                self._arena.free(value, keep=False)  # the outputs are mapped
+        return outputs
+
+    def _count_takers(self, done: Tasks) -> NDArray[np.int32]:
+        """Count off what completed tasks took; return the tasks whose value nobody is still to take, among both."""
+        taken = self._shipment.references(done)
+        np.subtract.at(self._takers, taken, 1)
+        touched = distinct(np.concatenate([taken, np.asarray(done, np.int32)]))
+        free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._kept[touched]]
+        return free
+
+    def _release(self, tasks: NDArray[np.int32]) -> None:
+        """Free coded values; scalars are not worth the search."""
+        for task in tasks.tolist():
+            value = self.values[task]
+            if type(value) is tuple:
+                self.values[task] = None
+                if is_segment(value):
+                    self._arena.free(value)
+                    self._shipment.freed(value)
+
+
+def _kept(plan: Plan, policy: RunPolicy) -> NDArray[np.bool_]:
+    kept = np.full(plan.n_tasks, policy.outputs == "all")
+    if policy.outputs == "leaves":
+        kept[plan.leaves] = True
+    elif policy.outputs != "all":
+        kept[list(policy.outputs)] = True
+    return kept
