@@ -303,6 +303,32 @@ def exit_at_serve(*_):
     os._exit(1)
 
 
+WAITING = """
+import multiprocessing, os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from forgepar.backends.worker import watch_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    executor = ProcessPoolExecutor(1, mp_context=context, initializer=watch_parent)
+    print(executor.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_worker_whose_parent_dies_before_it_serves_goes_too(tmp_path, start_method):
+    """It waits at the executor's queue then, of which it holds both ends itself."""
+    program = tmp_path / "program.py"
+    program.write_text(WAITING)
+    done = subprocess.run(
+        [sys.executable, str(program), start_method], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    wait_until(lambda: not psutil.pid_exists(pid), "the worker to go")
+
+
 class TestLastingUse:
     def test_200_workflows_in_a_row_grow_nothing(self, executor):
         wf = fp.Workflow()

@@ -35,7 +35,7 @@ from typing import Any
 from forgepar.backends.base import Joined, Lost, Notice
 from forgepar.backends.board import LIMIT, POSITION, STARTED, Board
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
-from forgepar.backends.worker import serve
+from forgepar.backends.worker import serve, watch_parent
 from forgepar.errors import WorkerStartFailed
 from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.values.arena import Arena
@@ -254,7 +254,7 @@ class ProcessBackend:
             numbers = [other.connection.fileno() for other in self._slots if other.connection is not None]
             inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
-        slot.executor = ProcessPoolExecutor(1, mp_context=self._context)
+        slot.executor = ProcessPoolExecutor(1, mp_context=self._context, initializer=watch_parent)
         with _anonymous_main(), warnings.catch_warnings():
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.

@@ -392,11 +392,18 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     for descriptor in inherited:
         os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
     os.close(nowhere)
+
+
+def watch_parent() -> None:
+    """Have this process end when the one that started it is gone, even amid a task.
+
+    To be called first of all, as the executor's initializer: a worker that is still waiting for `serve` holds both ends
+    of the queue that it waits at, and would do so forever.
+    """
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="forgepar-watch", daemon=True).start()
 
 
 def _end_with_parent(parent_pid: int) -> None:
-    """End this process when the one that started it is gone, even amid a task."""
     parent = parent_process()
     if parent is None:
         return
