@@ -292,6 +292,17 @@ def test_a_full_shared_memory_sends_values_to_disk(arena, monkeypatch, way, call
     assert arena.usage().in_use == 0
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EOPNOTSUPP, "cannot"), AttributeError("posix_fallocate")])
+def test_a_segment_is_granted_where_room_cannot_be_reserved(arena, monkeypatch, error):
+    def cannot(*_):
+        raise error
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot, raising=False)
+    mapping = arena.grant(LEAST_KEPT)
+    mapping[-3:] = b"end"
+    assert mapping[-3:] == b"end"
+
+
 def test_many_parts_are_written(arena):
     parts = [bytes([i % 256]) * (i % 70) for i in range(3000)]
     assert [bytes(view) for view in arena.read(arena.write(parts))] == parts

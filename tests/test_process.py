@@ -329,6 +329,16 @@ def test_a_worker_whose_parent_dies_before_it_serves_goes_too(tmp_path, start_me
     wait_until(lambda: not psutil.pid_exists(pid), "the worker to go")
 
 
+def test_workers_start_where_their_kind_of_work_cannot_be_told(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    wf = fp.Workflow()
+    pid = wf.add(pid_of, 1)
+    assert wf.run(workers=1, start_method="fork")[pid] != os.getpid()
+
+
 class TestLastingUse:
     def test_200_workflows_in_a_row_grow_nothing(self, executor):
         wf = fp.Workflow()

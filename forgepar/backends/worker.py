@@ -385,7 +385,8 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
     if hasattr(os, "SCHED_BATCH"):
         # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # some containers forbid it; it is only quicker
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -70,10 +70,12 @@ def lock(descriptor: int) -> None:
 
 def reserve(descriptor: int, n_bytes: int) -> None:
     """Have the pages made now, where no room is an error; at a write to a mapping it would end the process."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(descriptor, 0, n_bytes)
-    else:
-        os.ftruncate(descriptor, n_bytes)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.ftruncate(descriptor, n_bytes)  # the system or the file system cannot
 
 
 def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
