@@ -30,6 +30,13 @@ def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
     assert (done.stdout, done.stderr) == (blocks("text")[0], "")
 
 
+def test_the_tests_that_the_readme_names_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", README)
+    assert named
+    for file, test in named:
+        assert f"def {test}(" in (Path(__file__).parent / file).read_text()
+
+
 def test_each_of_the_two_commands_is_on_one_line():
     census, tests = [block for block in blocks("sh") if "venv" in block]
     assert census.count("\n") == tests.count("\n") == 1
