@@ -181,7 +181,7 @@ def test_only_errors_that_are_worth_it_are_tried_again(any_backend, tmp_path):
 
 
 def test_a_task_that_waits_for_its_next_try_holds_no_worker(any_backend, tmp_path):
-    wait = 0.3
+    wait = 1.0
     wf = fp.Workflow()
     again = wf.add(fp.task(counted).options(retries=1, backoff=wait), tmp_path / "tries", 1, OSError)
     others = wf.map(lambda _: time.perf_counter(), range(20))
