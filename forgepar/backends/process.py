@@ -61,6 +61,7 @@ class _Slot:
     words: memoryview = field(default_factory=lambda: memoryview(bytearray(64)).cast("q"))
     times: memoryview[float] = field(default_factory=lambda: memoryview(bytearray(64)).cast("d"))
     doomed: list[Any] = field(default_factory=list)  # psutil's processes: the worker being ended, and its children
+    threads: list[threading.Thread] = field(default_factory=list)  # the executor's own
     failed_starts: int = 0
     n_given: int = 0
     outstanding: deque[Segment | None] = field(default_factory=deque)  # a batch each, and the segment that carries it
@@ -197,8 +198,10 @@ class ProcessBackend:
         self._selector.unregister(entry.connection)
         entry.connection.close()
         entry.executor.shutdown(wait=False)
+        leaving = [thread for thread in entry.threads if thread.is_alive()]
         self._n_starting += 1
         self._start(entry)
+        entry.threads += leaving
 
     def terminate(self, slot: int) -> None:
         """Ask the slot's worker and all its child processes to end."""
@@ -259,7 +262,13 @@ class ProcessBackend:
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+            before = threading.enumerate()
             slot.job = slot.executor.submit(serve, self._address, slot.number, self.arena.place, threads, inherited)
+        slot.threads = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in before and type(thread).__module__ == ProcessPoolExecutor.__module__
+        ]
 
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
@@ -353,6 +362,9 @@ def _shut_down(slot: _Slot) -> None:
     if slot.process is not None and not wait([slot.process.sentinel], _EXIT_SECONDS):
         _kill_tree(slot.pid)
         wait([slot.process.sentinel], _EXIT_SECONDS)
+    # At interpreter exit `concurrent.futures` wakes its threads, and fails on one that is closing what it sleeps on.
+    for thread in slot.threads:
+        thread.join(_EXIT_SECONDS)
 
 
 def _bury(slot: _Slot) -> None:
