@@ -285,14 +285,11 @@ class Dispatcher:
 
     def _blame(self, task: int, lost: Lost, sentence: Sentence | None) -> None:
         """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
-        if self.state.halted:
-            self.state.cancelled(range(task, task + 1))
+        if sentence is not None and sentence.task == task:
+            self._fail(task, sentence.error, lost.slot, "")
             return
-        if sentence is not None:
-            if sentence.task == task:
-                self._fail(task, sentence.error, lost.slot, "")
-            else:  # it began in the instant before the end of the task that was meant
-                self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
+        if sentence is not None or self.state.halted:  # begun just after the one meant had ended
+            self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
             return
         error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
         self._fail(task, error, lost.slot, "")
@@ -359,9 +356,8 @@ class Dispatcher:
 
     def _obey_the_clock(self) -> None:
         watch, now = self._watch, time.perf_counter()
-        if not self.state.halted:
-            for slot, task in watch.overdue([has[0] if has else None for has in self._flights], now):
-                self._time_out(slot, task, now)
+        for slot, task in watch.overdue([has[0] if has else None for has in self._flights], now):
+            self._time_out(slot, task, now)
         for slot in watch.due_kills(now):
             self._backend.kill(slot)
         if (ended := watch.run_out(now)) is not None and not self.state.halted:

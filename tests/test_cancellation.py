@@ -163,6 +163,25 @@ def test_a_token_that_is_not_used_changes_nothing(any_backend):
     assert token._callbacks == []
 
 
+def test_a_timeout_holds_after_the_run_was_called_off(tmp_path):
+    token = fp.CancellationToken()
+    started = tmp_path / "started"
+    wf = fp.Workflow()
+    wf.add(fp.task(note_and_wait).options(timeout=3.0), started, tmp_path / "never")
+
+    def call_off():
+        wait_until(started.exists, "the task to start")
+        token.cancel()
+
+    caller = threading.Thread(target=call_off)
+    caller.start()
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf.run(workers=1, cancel=token)
+    caller.join()
+    assert [type(error) for error in caught.value.exceptions] == [fp.TaskTimeout]
+    assert caught.value.result.status == "failed"
+
+
 def test_a_failure_before_is_still_raised(tmp_path):
     token = fp.CancellationToken()
     started = tmp_path / "started"
