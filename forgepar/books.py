@@ -27,7 +27,7 @@ from forgepar.events import (
 )
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Ledger
-from forgepar.runstate import Effect, LayerCompleted, LayerStarted, Retried, Status, TaskFailed
+from forgepar.runstate import Effect, LayerCompleted, LayerStarted, Retried, Skipped, Status, TaskFailed
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment, wire_bytes
 from forgepar.values.segment import is_reused, is_spilled, names_of
@@ -76,6 +76,11 @@ class Books:
         """Write down at once what a task's attempt failed with."""
         self.ledger.errors[task] = error
         self.ledger.worker[task] = slot
+
+    def cut_short(self, task: int, started: float) -> None:
+        """Write down the time of an attempt that its worker did not live to tell of."""
+        self.ledger.start[task] = started
+        self.ledger.duration[task] = time.perf_counter() - started
 
     def event(self, event: Event) -> None:
         """Note an event now, behind what is queued."""
@@ -153,6 +158,10 @@ class Books:
             case TaskFailed(task, attempt):
                 error = self.ledger.errors[task]
                 return WorkflowTaskFailed(now, self._plan.name(task), attempt, f"{type(error).__name__}: {error}")
+            case Skipped(tasks, cause):
+                if self.ledger.skipped_for is None:
+                    self.ledger.skipped_for = np.full(self._plan.n_tasks, -1, np.int32)
+                self.ledger.skipped_for[tasks] = cause
         return None
 
     def _emit(self, events: Sequence[Event]) -> None:

@@ -9,7 +9,9 @@ Flight       a batch that a slot has
 Durations    how many tasks make a batch
 Books        the columns of the result, and the events
 Holdings     the values
+Console      what tasks print, log and warn of
 Watch        what is done by the clock
+Memory       what is admitted, and what is ended, for the memory it takes
 """
 
 from __future__ import annotations
@@ -19,17 +21,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from forgepar.backends.base import Backend, Joined, Lost
+from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
 from forgepar.backends.board import NO_LIMIT, mark, unmark
+from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
 from forgepar.cancellation import CancellationToken
+from forgepar.console import Console
 from forgepar.errors import RunTimeout
-from forgepar.events import Sink, WorkflowCancelled, WorkflowDeadlockTimeout, WorkflowTaskTimedOut
+from forgepar.events import (
+    Sink,
+    WorkflowCancelled,
+    WorkflowDeadlockTimeout,
+    WorkflowMemoryLow,
+    WorkflowTaskMemoryExceeded,
+    WorkflowTaskTimedOut,
+)
 from forgepar.faults import raised, worker_died
 from forgepar.flight import Flight
 from forgepar.holdings import Holdings
+from forgepar.machine import available_memory
+from forgepar.memory import Memory
 from forgepar.plan import Plan
 from forgepar.result import Outputs
 from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Wear
@@ -53,6 +66,8 @@ class Dispatcher:
         shipment: writes the batches.
         sinks: who gets the events.
         next_batch: gives ever larger numbers for the life of the backend.
+        memory: says what may run at once for the memory that it takes.
+        console: shows what tasks print and log.
         cancel: calls the run off.
 
     Attributes:
@@ -68,6 +83,8 @@ class Dispatcher:
         shipment: Shipment,
         sinks: Sequence[Sink],
         next_batch: Callable[[], int],
+        memory: Memory,
+        console: Console,
         cancel: CancellationToken | None = None,
     ) -> None:
         self.plan = plan
@@ -86,6 +103,9 @@ class Dispatcher:
         self._peaks = [0] * backend.n_slots
         self._wears = policy.wear != Wear()
         self._watch = Watch(plan, policy, backend)
+        self._memory = memory
+        self._may_be_parked = self._is_paused = False
+        self._console = console
         self._cancel = cancel
         self.ended_by: RunTimeout | None = None
         self.was_cancelled = False
@@ -116,20 +136,17 @@ class Dispatcher:
             self._fill()
             if not self._watch.is_idle:
                 self._obey_the_clock()
+            if self._memory.is_declared:
+                self._end_what_exceeds()
             if self._holdings.has_coded:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
             if self.state.finished and not any(self._flights):
                 break
-            for notice in self._backend.wait(self._patience()):
-                if type(notice) is Reply:
-                    self._take_reply(notice)
-                elif type(notice) is Joined:
-                    self._pids[notice.slot] = notice.pid
-                else:
-                    assert isinstance(notice, Lost)
-                    self._take_loss(notice)
+            self._take(self._backend.wait(self._patience()))
+        self._take(self._backend.wait(0.0))  # what was printed before the last reply
+        self._take(self._backend.rest())
         self._shipment.close()
         self._tell_what_to_drop()
         self.books.end(self.state.status, self.state.attempts)
@@ -142,12 +159,19 @@ class Dispatcher:
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
         state, flights = self.state, self._flights
+        if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
+            self._hold_back()
+            return
+        self._is_paused = False
+        if self._may_be_parked:
+            state.unpark()
+            self._may_be_parked = False
         if self._policy.schedule == "eager":
             self._weigh()  # before the look at the head, which it may change
         for depth in range(1, IN_FLIGHT + 1):
             head = state.head()
             if head is None:
-                return
+                break
             # Fixed for the round: the first slots are not to get more than the last.
             share = -(-head[1] // len(flights))
             for slot, has in enumerate(flights):
@@ -158,18 +182,41 @@ class Dispatcher:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
         while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self.state.head()) is not None:
             template, called = head[0], self.plan.callable_of[head[0]]
+            if self._memory.is_declared and not self._admits(slot, template):
+                continue
             size = self._durations.batch_size(called, share, 1)
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
             tasks = self.state.take(size)
             is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
-            batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values)
+            batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
             self._flights[slot].append(Flight(number, template, tasks, is_short))
             self._backend.send(slot, batch)
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    def _admits(self, slot: int, template: int) -> bool:
+        """Tell whether a slot may get tasks of a template; set them aside where there is no memory for them now."""
+        if not self._memory.fits(slot, template, self._flights):
+            self.state.park()
+            self._may_be_parked = True
+            return False
+        if not self._flights[slot]:
+            self._memory.weigh_idle(slot, self._pids[slot], template)
+        return True
+
+    def _hold_back(self) -> None:
+        """While memory is scarce, hand out nothing but, if nothing runs, one batch: it is not for us that it is."""
+        if not self._is_paused:
+            self._is_paused = True
+            self.books.event(WorkflowMemoryLow(time.time(), available_memory(), self._memory.total))
+        if not any(self._flights):
+            for slot, pid in enumerate(self._pids):
+                if pid:
+                    self._give(slot, 1)
+                    return
 
     def _n_left(self, slot: int) -> int:
         """Count the tasks that a slot's worker may still get before it is renewed."""
@@ -181,9 +228,12 @@ class Dispatcher:
     def _renew_the_worn(self) -> None:
         for slot, has in enumerate(self._flights):
             if self._pids[slot] and not has and self._n_left(slot) < 1:
-                self._pids[slot] = self._peaks[slot] = 0
-                self._shipment.forget(slot)
-                self._backend.renew(slot)
+                self._renew(slot)
+
+    def _renew(self, slot: int) -> None:
+        self._pids[slot] = self._peaks[slot] = 0
+        self._shipment.forget(slot)
+        self._backend.renew(slot)
 
     def _tell_what_to_drop(self) -> None:
         """Tell slots without work what nobody needs of what they have mapped; others hear it with their next batch."""
@@ -205,15 +255,30 @@ class Dispatcher:
             return _CLAIM_SECONDS
         stalls = not self.state.halted and self._some_slot_idles() and any(map(self._n_unbegun, self._flights))
         patience = _STALL_SECONDS if stalls else None
-        if self._watch.is_idle:
-            return patience
-        next_look = self._watch.next_look()
+        next_look = self._memory.next_look(self._flights)
+        if self._is_paused:
+            next_look = min(next_look, self._memory.guard_at)
+        if not self._watch.is_idle:
+            next_look = min(next_look, self._watch.next_look())
         if next_look == math.inf:
             return patience
         left = max(0.0, next_look - time.perf_counter())
         return left if patience is None else min(left, patience)
 
     # Outcomes
+
+    def _take(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            if type(notice) is Reply:
+                self._take_reply(notice)
+            elif type(notice) is Joined:
+                self._pids[notice.slot] = notice.pid
+            elif type(notice) is Lost:
+                self._take_loss(notice)
+            else:
+                assert isinstance(notice, Told)
+                at = self._task_at(notice.slot)
+                self._console.hear(notice.slot, notice.said, UNKNOWN_TASK if at is None else at)
 
     def _take_reply(self, reply: Reply) -> None:
         slot, values = reply.slot, reply.values
@@ -285,6 +350,7 @@ class Dispatcher:
 
     def _blame(self, task: int, lost: Lost, sentence: Sentence | None) -> None:
         """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
+        self.books.cut_short(task, lost.started)
         if sentence is not None and sentence.task == task:
             self._fail(task, sentence.error, lost.slot, "")
             return
@@ -292,6 +358,8 @@ class Dispatcher:
             self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
             return
         error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
+        if told := self._console.last_errors(lost.slot, task):
+            error.add_note("the last that it wrote to stderr:\n" + told)
         self._fail(task, error, lost.slot, "")
 
     # Taking back what a slot has not begun
@@ -373,6 +441,17 @@ class Dispatcher:
         self.books.event(WorkflowTaskTimedOut(time.time(), self.plan.name(task), attempt, slot, error.seconds))
         self._backend.terminate(slot)
 
+    def _end_what_exceeds(self) -> None:
+        """End the workers of tasks that have more memory than they declare: at once, as it grows on."""
+        for slot, task, error in self._memory.exceeding(self._flights, self._pids, time.perf_counter()):
+            if slot in self._watch.sentences:
+                continue
+            self._watch.sentences[slot] = Sentence(task, error, math.inf)
+            attempt = self.state.attempts.get(task, 1)
+            name = self.plan.name(task)
+            self.books.event(WorkflowTaskMemoryExceeded(time.time(), name, attempt, slot, error.used, error.limit))
+            self._backend.kill(slot)
+
     def _run_out_of_time(self, layer: int, seconds: float) -> None:
         running = tuple(self._running())
         what = "the run" if layer < 0 else f"layer {layer}"
@@ -389,11 +468,17 @@ class Dispatcher:
 
     def _running(self) -> Iterator[str]:
         """Yield the names of the tasks that workers are at."""
-        for slot, has in enumerate(self._flights):
-            batch, at = unmark(self._backend.position(slot))
-            for flight in has:
-                if flight.id == batch:
-                    yield self.plan.name(int(flight.tasks[at]))
+        for slot in range(len(self._flights)):
+            if (task := self._task_at(slot)) is not None:
+                yield self.plan.name(task)
+
+    def _task_at(self, slot: int) -> int | None:
+        """Return the task that a slot is at, None where it is at none that it has still to answer for."""
+        batch, at = unmark(self._backend.position(slot))
+        for flight in self._flights[slot]:
+            if flight.id == batch:
+                return int(flight.tasks[at])
+        return None
 
     # Ending
 
@@ -412,6 +497,7 @@ class Dispatcher:
 
     def _halt(self) -> None:
         """Let no slot begin another task, and give what runs its grace."""
+        self._backend.call_off()
         for slot, has in enumerate(self._flights):
             if has:
                 self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))

@@ -8,16 +8,19 @@
     │   ├── ForeignHandle               a handle of another workflow
     │   ├── UnknownTask (KeyError)      no task of that name
     │   ├── UnpicklableCallable         .task
-    │   └── UnpicklableArgument         .task, .position
+    │   ├── UnpicklableArgument         .task, .position
+    │   └── InsufficientMemory          a task declares more than can be had; .task, .needed, .available
     ├── TaskError                       one task of a run failed by other means than its own exception
     │   ├── UnpicklableResult           it returned what cannot travel
     │   ├── RemoteError                 it raised what cannot travel; .type_name, .text
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
     │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
-    │   └── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
+    │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
+    │   └── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
     ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running
     ├── WorkerStartFailed               workers end before they serve
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
+    ├── NotInTask (RuntimeError)        `context` was called where no task runs
     ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
     ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
     └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
@@ -100,6 +103,22 @@ class UnpicklableArgument(WorkflowError):
         self.position = position
 
 
+class InsufficientMemory(WorkflowError):
+    """A task declares more memory than can be had, so could never run.
+
+    Attributes:
+        task: the task's name.
+        needed: what it declares, bytes.
+        available: what can be had, bytes.
+    """
+
+    def __init__(self, message: str, *, task: str = "", needed: int = 0, available: int = 0) -> None:
+        super().__init__(message)
+        self.task = task
+        self.needed = needed
+        self.available = available
+
+
 class TaskError(ForgeparError):
     """One task of a run failed, not by an exception of its own."""
 
@@ -162,6 +181,20 @@ class TaskTimeout(TaskError, TimeoutError):
         self.seconds = seconds
 
 
+class TaskMemoryExceeded(TaskError):
+    """A task, with all that it started, had more memory than it declares, and its worker was ended.
+
+    Attributes:
+        used: what it had, bytes.
+        limit: what it declares, bytes.
+    """
+
+    def __init__(self, message: str, *, used: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.used = used
+        self.limit = limit
+
+
 class RunTimeout(ForgeparError, TimeoutError):
     """The run, or one of its layers, took longer than it was given.
 
@@ -178,6 +211,10 @@ class RunTimeout(ForgeparError, TimeoutError):
 
 class WorkerStartFailed(ForgeparError):
     """Worker processes end before they can take work."""
+
+
+class NotInTask(ForgeparError, RuntimeError):
+    """`context` was called where no task runs."""
 
 
 class ResultReleased(ForgeparError, KeyError):

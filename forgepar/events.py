@@ -75,6 +75,25 @@ class WorkflowTaskTimedOut(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowTaskMemoryExceeded(Event):
+    """A task had more memory (``used``, bytes) than it declares (``limit``); its worker is being ended."""
+
+    task: str
+    attempt: int
+    worker: int
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowMemoryLow(Event):
+    """Less than a twentieth of all memory is available, so nothing is handed out until more is; bytes."""
+
+    available: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowDeadlockTimeout(Event):
     """The run (``layer_index`` -1), or a layer of it, took longer than it was given, and is being ended."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -17,10 +20,13 @@ from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker import inside_worker
 from forgepar.cancellation import CancellationToken
+from forgepar.console import Console, Show
+from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.machine import as_bytes, available_cpus
+from forgepar.machine import as_bytes, available_cpus, available_memory
+from forgepar.memory import Memory
 from forgepar.plan import Plan
 from forgepar.result import RunResult
 from forgepar.runstate import RunPolicy, Wear
@@ -98,6 +104,7 @@ class WorkflowExecutor:
         layer_timeout: float | None = None,
         seed: int = 0,
         cancel: CancellationToken | None = None,
+        show: Show = "plain",
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -113,6 +120,9 @@ class WorkflowExecutor:
             layer_timeout: the same for each layer, under the schedule "layers".
             seed: what chance in the run derives from, such as the jitter of retries.
             cancel: calls the run off: nothing more is started, what runs comes to its end (or is ended, if so told).
+            show: how to show what tasks print: "plain", as it is; "tagged", each line behind its task's name; or what
+                is to be called with each `OutputLine`. What they log and warn of always goes to `logging` and
+                `warnings` of this process.
 
         Returns:
             Values and records; of a run that was called off (``.status`` is "cancelled"), those there are.
@@ -138,9 +148,11 @@ class WorkflowExecutor:
             seed=seed,
             wear=self._wear,
         )
+        if show not in ("plain", "tagged") and not callable(show):
+            raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
         cargo = Cargo(plan)
         with self._lock:
-            return self._run(plan, policy, cargo, cancel)
+            return self._run(plan, policy, cargo, cancel, Console(plan, show))
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -154,14 +166,25 @@ class WorkflowExecutor:
     ) -> None:
         self.close()
 
-    def _run(self, plan: Plan, policy: RunPolicy, cargo: Cargo, cancel: CancellationToken | None) -> RunResult:
+    def _run(
+        self, plan: Plan, policy: RunPolicy, cargo: Cargo, cancel: CancellationToken | None, console: Console
+    ) -> RunResult:
         backend = self._backend
+        memory = Memory(plan, backend, available_memory())
         backend.open(_n_useful(plan, policy))
-        shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots)
-        dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__, cancel)
-        forget = cancel.on_cancel(backend.wake) if cancel is not None else None
+        facts = RunFacts(
+            os.urandom(8).hex(),
+            plan.workflow_name,
+            policy.seed,
+            math.inf if policy.timeout is None else time.perf_counter() + policy.timeout,
+        )
+        one_layer = policy.schedule == "layers"
+        shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots, facts, one_layer=one_layer)
+        dispatcher = Dispatcher(plan, policy, backend, shipment, (), self._batches.__next__, memory, console, cancel)
+        forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
+        streams = console.replacing_streams() if backend.name == InlineBackend.name else nullcontext()
         try:
-            with _exit_on_termination():
+            with _exit_on_termination(), streams:
                 dispatcher.run()
             outputs = dispatcher.outputs()
         except BaseException:

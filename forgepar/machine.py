@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 
 _GROUPS = "/sys/fs/cgroup"
+_NO_LIMIT = 1 << 60  # bytes; version 1 writes a number above it where there is none
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1 << (10 * power) for power, unit in enumerate("kmgt", 1)}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
@@ -22,8 +25,13 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int:
-    """Tell how many bytes of memory can be had without swapping, within the control group's limit."""
+    """Tell how many bytes of memory can be had without swapping, within the control groups' limits."""
     return min(_system_memory(), _group_memory())
+
+
+def total_memory() -> int:
+    """Tell how many bytes there are for this process and those beside it: the machine's, or a control group's."""
+    return min([_NO_LIMIT, *(limit for limit, _ in _group_limits()), _machine_memory()])
 
 
 def n_memory_kills() -> int:
@@ -57,38 +65,76 @@ def as_text(n_bytes: float) -> str:
 
 
 def _quota_cpus() -> int:
-    """Read the CPU quota of the control group, version 2 or 1; a huge number where there is none."""
-    no_quota = 1 << 30
-    with suppress(OSError, ValueError):
-        quota, period = _text_of("cpu.max").split()
-        return no_quota if quota == "max" else -(-int(quota) // int(period))
-    with suppress(OSError, ValueError):
-        quota, period = _text_of("cpu/cpu.cfs_quota_us"), _text_of("cpu/cpu.cfs_period_us")
-        return no_quota if int(quota) < 0 else -(-int(quota) // int(period))
-    return no_quota
+    """Read the least CPU quota of the control groups, version 2 or 1; a huge number where there is none."""
+    least = 1 << 30
+    for folder in _folders(_GROUPS, "cpu"):
+        with suppress(OSError, ValueError):
+            quota, period = _text_of(f"{folder}/cpu.max").split()
+            least = min(least, -(-int(quota) // int(period)))
+        with suppress(OSError, ValueError):
+            quota, period = _text_of(f"{folder}/cpu.cfs_quota_us"), _text_of(f"{folder}/cpu.cfs_period_us")
+            least = min(least, -(-int(quota) // int(period)) if int(quota) > 0 else least)
+    return least
 
 
 def _system_memory() -> int:
+    return _memory_info("MemAvailable:", "available")
+
+
+def _machine_memory() -> int:
+    return _memory_info("MemTotal:", "total")
+
+
+def _memory_info(line: str, name: str) -> int:
     with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as file:  # noqa: PTH123
-        line = next(line for line in file if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
+        return int(next(text for text in file if text.startswith(line)).split()[1]) * 1024
     import psutil
 
-    available: int = psutil.virtual_memory().available
-    return available
+    found: int = getattr(psutil.virtual_memory(), name)
+    return found
 
 
 def _group_memory() -> int:
-    """Read what the control group has left, version 2 or 1; a huge number where it sets no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):
-            return max(0, int(_text_of(limit)) - int(_text_of(used)))
-    return 1 << 62
+    """Read the least that a control group has left; a huge number where none sets a limit."""
+    return min((max(0, limit - used) for limit, used in _group_limits()), default=_NO_LIMIT)
 
 
-def _text_of(name: str) -> str:
-    with open(f"{_GROUPS}/{name}") as file:  # noqa: PTH123
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Yield the limit of each control group that sets one, and what is used of it: files that were read are not."""
+    for folder in _folders(_GROUPS, "memory"):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(OSError, ValueError):
+                most = int(_text_of(f"{folder}/{limit}"))
+                if most < _NO_LIMIT:
+                    yield most, int(_text_of(f"{folder}/{used}")) - _cached_files(folder)
+
+
+def _cached_files(folder: str) -> int:
+    """Read how much of a group's memory holds files that it may drop at once."""
+    lines = {}
+    with suppress(OSError):
+        lines = dict(line.split() for line in _text_of(f"{folder}/memory.stat").splitlines())
+    return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))
+
+
+@functools.cache
+def _folders(root: str, controller: str) -> tuple[str, ...]:
+    """Return the folders of the control groups that this process is in, and of those above, as far as it sees them.
+
+    In a container the path may be one outside of it; then the root alone, which is the container's, is there.
+    """
+    found = dict.fromkeys([root, f"{root}/{controller}"])
+    with suppress(OSError, ValueError):
+        for line in _text_of("/proc/self/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            parts = path.strip("/").split("/")
+            top = f"{root}/{controller}" if controllers else root
+            found |= dict.fromkeys(f"{top}/{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1) if parts[0])
+    return tuple(folder for folder in found if os.path.isdir(folder))  # noqa: PTH112
+
+
+def _text_of(path: str) -> str:
+    with open(path) as file:  # noqa: PTH123
         return file.read().strip()

@@ -42,6 +42,7 @@ class Plan:
         callable_of: which of them each template calls.
         constants: all constants, task by task; a task's begin at ``constant_start[task]``.
         references: int32, all tasks whose values are taken, task by task, from ``reference_start[task]`` on.
+        ordinals: int32, what each task's name ends in, after the base of its spec; -1: nothing.
 
     Raises:
         CyclicWorkflow: on the first look at its layers.
@@ -71,8 +72,9 @@ class Plan:
         self.constant_start = _starts(n_constants[self.template_of])
         self._before = np.array(workflow.before, np.int32)
         self._after = np.array(workflow.after, np.int32)
-        self._ordinals: IntArray = np.array(workflow.ordinal_of, np.int32)
+        self.ordinals: IntArray = np.array(workflow.ordinal_of, np.int32)
         self._explicit = dict(workflow.explicit_names)
+        self.ordinals[list(self._explicit)] = -1  # a name that was given is the base itself
 
     @cached_property
     def graph(self) -> Adjacency:
@@ -140,6 +142,11 @@ class Plan:
         """The timeout of each template's tasks, seconds."""
         return [self.specs[template.spec].options.timeout for template in self.templates]
 
+    @cached_property
+    def memories(self) -> list[int]:
+        """The memory that each template's tasks declare, bytes; 0 for none."""
+        return [self.specs[template.spec].options.memory or 0 for template in self.templates]
+
     def spec(self, task: int) -> Spec:
         """Return the callable and options of a task."""
         return self.specs[self.templates[int(self.template_of[task])].spec]
@@ -148,7 +155,7 @@ class Plan:
         """Return a task's name."""
         if name := self._explicit.get(task):
             return name
-        ordinal = int(self._ordinals[task])
+        ordinal = int(self.ordinals[task])
         return self.spec(task).base if ordinal < 0 else f"{self.spec(task).base}-{ordinal}"
 
     def find(self, name: str) -> int:
@@ -210,7 +217,7 @@ class Plan:
             place = max(ordinal, 0)
             if place < len(tasks):
                 task = int(tasks[place])
-                if self._ordinals[task] == ordinal and task not in self._explicit:
+                if self.ordinals[task] == ordinal and task not in self._explicit:
                     found.append(task)
         return found
 

@@ -36,6 +36,7 @@ class TaskRecord:
         attempt: which attempt the record is about, from 1; 0 if it never ran.
         bytes: size of its value as it travelled, 0 for None, a number or short text.
         error: what it failed with, None if it did not.
+        skipped_for: name of the failed task that it waited for, where it was skipped; else None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TaskRecord:
     attempt: int
     bytes: int
     error: Exception | None
+    skipped_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Ledger:
         duration: float64, seconds; nan until it ran.
         worker: int16, -1 until it ran.
         bytes: int64, size of the value as it travelled; 0 for scalars.
+        skipped_for: int32, the failed task that one waited for, -1 for none; None as long as no task was skipped.
     """
 
     def __init__(self, n_tasks: int) -> None:
@@ -107,6 +110,7 @@ class Ledger:
         self.duration = np.full(n_tasks, np.nan)
         self.worker = np.full(n_tasks, -1, np.int16)
         self.bytes = np.zeros(n_tasks, np.int64)
+        self.skipped_for: NDArray[np.int32] | None = None
         self.bytes_recycled = 0
         self.bytes_spilled = 0
         self.bytes_peak = 0
@@ -311,9 +315,16 @@ class RunResult:
                 f"the value of task {name!r} was released after its last consumer was done. "
                 f"Keep it with run(outputs=[{name!r}]) or run(outputs='all')."
             )
-        cause = self._ledger.errors.get(index)
+        failed = self._skipped_for(index)
+        cause = self._ledger.errors.get(index if failed is None else failed)
         why = f" with {type(cause).__name__}: {cause}" if cause else ""
+        if failed is not None:
+            why = f", as it waited for {self._plan.name(failed)!r}, which failed{why}"
         raise MissingResult(f"task {name!r} has no value: it is {status.name.lower()}{why}.")
+
+    def _skipped_for(self, index: int) -> int | None:
+        column = self._ledger.skipped_for
+        return None if column is None or column[index] < 0 else int(column[index])
 
     def _record(self, index: int) -> TaskRecord:
         ledger, ran = self._ledger, bool(self._ledger.worker[index] >= 0)
@@ -327,6 +338,7 @@ class RunResult:
             ledger.attempts.get(index, 1) if ran else 0,
             int(ledger.bytes[index]),
             ledger.errors.get(index),
+            None if (failed := self._skipped_for(index)) is None else self._plan.name(failed),
         )
 
     def _layer_row(self, layer: int) -> LayerRow | None:

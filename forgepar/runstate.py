@@ -103,7 +103,7 @@ class TaskFailed(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Effect: tasks will not run, as they wait for one that failed."""
+    """Effect: tasks will not run, as they wait for one that failed (``cause``)."""
 
     tasks: IntArray
     cause: int
@@ -131,6 +131,12 @@ class Order(Protocol):
     def put_back(self, template: int, tasks: Tasks) -> None:
         """Make tasks of one template ready again, before all others."""
 
+    def park(self) -> None:
+        """Set the head's tasks aside, so that others are the head."""
+
+    def unpark(self) -> None:
+        """Make ready again what was set aside, before all others."""
+
     def settle(self, tasks: Tasks) -> list[Effect]:
         """Note that tasks will not run again, and make ready what waited for them."""
 
@@ -157,6 +163,7 @@ class Layered:
         self._n_tasks = self._unsettled = 0
         self._back: list[tuple[int, Tasks]] = []
         self._n_back = 0
+        self._parked: list[tuple[int, Tasks]] = []
         self._skipped: NDArray[np.bool_] | None = None
 
     def begin(self) -> list[Effect]:
@@ -188,6 +195,15 @@ class Layered:
     def put_back(self, template: int, tasks: Tasks) -> None:
         self._back.append((template, tasks))
         self._n_back += len(tasks)
+
+    def park(self) -> None:
+        head = self.head()
+        assert head is not None
+        self._parked.append((head[0], self.take(len(self._order))))
+
+    def unpark(self) -> None:
+        while self._parked:
+            self.put_back(*self._parked.pop())
 
     def settle(self, tasks: Tasks) -> list[Effect]:
         self._unsettled -= len(tasks)
@@ -236,6 +252,7 @@ class Eager:
         self._ready: list[tuple[float, int]] = []
         self._back: list[tuple[int, Tasks]] = []
         self._n_back = 0
+        self._parked: list[tuple[int, Tasks]] = []
         self._priority = longest_remaining(plan.graph, np.ones(plan.n_tasks))
 
     def begin(self) -> list[Effect]:
@@ -268,6 +285,15 @@ class Eager:
     def put_back(self, template: int, tasks: Tasks) -> None:
         self._back.append((template, tasks))
         self._n_back += len(tasks)
+
+    def park(self) -> None:
+        head = self.head()
+        assert head is not None
+        self._parked.append((head[0], self.take(self._plan.n_tasks)))
+
+    def unpark(self) -> None:
+        while self._parked:
+            self.put_back(*self._parked.pop())
 
     def settle(self, tasks: Tasks) -> list[Effect]:
         graph, waits = self._plan.graph, self._waits
@@ -337,6 +363,14 @@ class RunState:
         self._out += len(tasks)
         self._mark(tasks, _RUNNING)
         return tasks
+
+    def park(self) -> None:
+        """Set the head's tasks aside until `unpark`: what they need is not to be had now, but others may run."""
+        self._order.park()
+
+    def unpark(self) -> None:
+        """Make ready again what was set aside, before all others."""
+        self._order.unpark()
 
     def put_back(self, template: int, tasks: Tasks) -> None:
         """Take back tasks of one template that were handed out but never begun."""

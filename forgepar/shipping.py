@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from forgepar.backends.output import rules_here
 from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
+from forgepar.contexts import RunFacts
 from forgepar.errors import UnpicklableArgument, UnpicklableCallable
-from forgepar.plan import IntArray, Plan, Tasks
+from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
@@ -71,13 +74,19 @@ class Shipment:
         arena: where large constants go.
         run: the run's number.
         n_slots: how many workers there are.
+        facts: what tasks may ask about the run.
+        one_layer: whether the tasks of a batch are always of one layer.
     """
 
-    def __init__(self, cargo: Cargo, arena: Arena, run: int, n_slots: int) -> None:
+    def __init__(
+        self, cargo: Cargo, arena: Arena, run: int, n_slots: int, facts: RunFacts, *, one_layer: bool = True
+    ) -> None:
         self._cargo = cargo
         self._plan = cargo.plan
         self._arena = arena
         self._run = run
+        self._facts = (facts, rules_here())
+        self._one_layer = one_layer
         self._layouts = [template.layout for template in self._plan.templates]
         self._n_references = [layout.n_references for layout in self._layouts]
         self._n_constants = [layout.n_constants for layout in self._layouts]
@@ -85,6 +94,7 @@ class Shipment:
         self._references_at = self._plan.references.data
         self._reference_start_at = self._plan.reference_start.data
         self._constant_start_at = self._plan.constant_start.data
+        self._ordinal_at, self._layer_at = self._plan.ordinals.data, self._plan.layers.data
         self._shared: dict[int, Mapping[str, Wire]] = {}
         self._segments: list[Wire] = []
         self._shipped: dict[int, Wire] = {}
@@ -118,7 +128,15 @@ class Shipment:
         """Note that a worker holds a small value that it made."""
         self._held[slot].add(task, wire)
 
-    def batch(self, slot: int, number: int, template: int, tasks: Tasks, values: Sequence[Wire]) -> Batch:
+    def batch(
+        self,
+        slot: int,
+        number: int,
+        template: int,
+        tasks: Tasks,
+        values: Sequence[Wire],
+        attempts: Mapping[int, int] = MappingProxyType({}),
+    ) -> Batch:
         """Write the batch of some tasks for a slot.
 
         Args:
@@ -127,8 +145,10 @@ class Shipment:
             template: the template of all tasks.
             tasks: their numbers, ascending.
             values: every task's value so far, as it travels.
+            attempts: how often tasks were tried, of those tried more than once.
         """
         held = self._held[slot]
+        facts = None if held.templates else self._facts
         callables, templates = self._news(held, template)
         inputs: list[Wire] = []
         references = b""
@@ -153,7 +173,21 @@ class Shipment:
             callables,
             templates,
             held.drops(),
+            *self._names(tasks),
+            [(place, attempts[task]) for place, task in enumerate(tasks) if task in attempts] if attempts else (),
+            facts,
         )
+
+    def _names(self, tasks: Tasks) -> tuple[int | bytes, int | bytes]:
+        """Return what tells the tasks' names, and their layers: one number each, mostly."""
+        plan, at = self._plan, as_index(tasks)
+        first = int(tasks[0])
+        layers = self._layer_at[first] if self._one_layer or len(tasks) == 1 else plan.layers[at].tobytes()
+        ordinal = self._ordinal_at[first]
+        # Those of one base only grow, so where the last is as far from the first as there are tasks, none is left out.
+        if len(tasks) == 1 or self._ordinal_at[int(tasks[-1])] - ordinal == len(tasks) - 1:
+            return ordinal, layers
+        return plan.ordinals[at].tobytes(), layers
 
     def _news(self, held: _Held, template: int) -> tuple[Sequence[tuple[int, bytes]], Sequence[Template]]:
         """Return the callable and the template, where the worker does not have them."""
@@ -170,7 +204,8 @@ class Shipment:
         shared = dict(self._shared_of(template))
         for wire in filter(is_segment, shared.values()):
             held.maps(wire)
-        return callables, [Template(template, number, layout, shared)]
+        spec = self._plan.specs[row.spec]
+        return callables, [Template(template, number, layout, shared, spec.base, spec.options.timeout)]
 
     def _shared_of(self, template: int) -> Mapping[str, Wire]:
         if template not in self._shared:

@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from forgepar.errors import WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
+from forgepar.machine import as_bytes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +65,8 @@ class Options:
         backoff: how long it waits before; a number stands for a `Backoff` of so many seconds.
         retry_on: which exceptions are worth another try; all by default. `TaskTimeout` and `WorkerDied` are such, too.
         timeout: seconds that an attempt may take on its worker, which is ended after them; None: any number.
+        memory: bytes, or text such as "2GiB", that an attempt takes at most. Tasks that run at once never declare more
+            together than can be had, and one that takes more is ended. None: it declares nothing and is not limited.
     """
 
     name: str | None = None
@@ -72,6 +75,7 @@ class Options:
     backoff: Backoff = Backoff(0.0)
     retry_on: tuple[type[Exception], ...] = (Exception,)
     timeout: float | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
@@ -102,6 +106,16 @@ class Options:
         object.__setattr__(self, "retry_on", kinds)
         if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
             raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        if self.memory is not None:
+            try:
+                object.__setattr__(self, "memory", as_bytes(self.memory))
+            except ValueError as error:
+                raise WorkflowError(f"memory= of a task: {error}") from None
+            if not self.memory:
+                raise WorkflowError("memory=0 is none at all. Give bytes above 0, text such as '2GiB', or None.")
 
 
 class Task(Generic[P, R]):
@@ -130,7 +144,8 @@ class Task(Generic[P, R]):
         """Return a task of the same callable with some options changed.
 
         Args:
-            **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``.
+            **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
+                ``memory``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -165,7 +180,8 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
 
     Args:
         fn: any callable; left out in ``@task(...)``.
-        **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``.
+        **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
+            ``memory``.
 
     Returns:
         A `Task`, or a decorator that makes one.

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from forgepar.backends.base import Backend
 from forgepar.backends.board import unmark
-from forgepar.errors import TaskTimeout
+from forgepar.errors import TaskError, TaskTimeout
 from forgepar.plan import Plan, Tasks
 from forgepar.runstate import RunPolicy
 
@@ -34,7 +34,7 @@ class Sentence(NamedTuple):
     """A worker that is being ended, the task it is ended for, and what that fails with."""
 
     task: int
-    error: TaskTimeout
+    error: TaskError
     kill_at: float
 
 

@@ -274,6 +274,9 @@ class Contract:
         assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError] * 2
         assert result.status_counts() == {"completed": 5, "failed": 2, "skipped": 2}
         assert result[other] == 1
+        assert [result.record(task).skipped_for for task in after] == [values[0].name, None, None, values[3].name]
+        with pytest.raises(fp.MissingResult, match="it is skipped, as it waited for 'lambda-0', which failed with Zero"):
+            result[after[0]]
 
     def test_retries(self, executor, wf, tmp_path):
         handle = wf.add(fails_twice, tmp_path / "tries")

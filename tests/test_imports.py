@@ -13,18 +13,19 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
-    0: ["errors", "events", "cancellation", "columns", "machine", "values.segment", "values.meter"],
-    1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board"],
+    0: ["errors", "events", "cancellation", "columns", "machine", "backends.output", "values.segment", "values.meter"],
+    1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board", "contexts"],
     2: ["values.arena", "tasks"],
     3: ["values.codec", "values.folders", "workflow"],
     4: ["backends.wire", "values.inplace", "plan"],
     5: ["backends.worker", "backends.base", "runstate", "shipping"],
     6: ["backends.process", "backends.inline", "result", "simulate"],
-    7: ["books", "faults", "flight", "holdings", "watch"],
-    8: ["dispatch"],
-    9: ["executor", "targets"],
-    10: ["cli", "examples.census"],
-    11: ["__main__", "__init__"],
+    7: ["books", "console", "faults", "flight", "holdings", "watch"],
+    8: ["memory"],
+    9: ["dispatch"],
+    10: ["executor", "targets"],
+    11: ["cli", "examples.census"],
+    12: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.

@@ -7,14 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgepar import machine
-from forgepar.machine import as_bytes, as_text, available_cpus, available_memory
+from forgepar.machine import as_bytes, as_text, available_cpus, available_memory, total_memory
 
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """A folder in the place of the control groups' files."""
     monkeypatch.setattr(machine, "_GROUPS", str(tmp_path))
-    return tmp_path
+    machine._folders.cache_clear()
+    yield tmp_path
+    machine._folders.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -31,13 +33,14 @@ def test_cpus_obey_the_quota_of_version_1(groups, quota, expected):
     (groups / "cpu").mkdir()
     (groups / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (groups / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    machine._folders.cache_clear()
     assert machine._quota_cpus() == expected
 
 
 def test_no_control_group_is_no_limit(groups):
     assert machine._quota_cpus() == 1 << 30
-    assert machine._group_memory() == 1 << 62
-    assert 0 < available_memory() < 1 << 62
+    assert machine._group_memory() == 1 << 60
+    assert 0 < available_memory() < 1 << 60
 
 
 def test_memory_is_what_the_control_group_has_left(groups):
@@ -51,7 +54,34 @@ def test_memory_is_what_the_control_group_has_left(groups):
 def test_a_control_group_without_limit_says_max(groups):
     (groups / "memory.max").write_text("max\n")
     (groups / "memory.current").write_text("400\n")
-    assert machine._group_memory() == 1 << 62
+    assert machine._group_memory() == 1 << 60
+
+
+def test_files_that_may_be_dropped_are_not_used_memory(groups):
+    (groups / "memory.max").write_text("1000\n")
+    (groups / "memory.current").write_text("900\n")
+    (groups / "memory.stat").write_text("anon 300\ninactive_file 500\n")
+    assert available_memory() == 600
+    assert total_memory() == 1000
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_groups_below_the_root_count_too(groups, monkeypatch, version):
+    top = groups / "memory" if version == 1 else groups
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    (top / "outer" / "inner").mkdir(parents=True)
+    for folder, texts in (("outer", ("500", "100")), ("outer/inner", ("9223372036854771712", "50"))):
+        for name, text in zip(names, texts, strict=True):
+            (top / folder / name).write_text(text)
+    own = "4:memory:/outer/inner\n0::/\n" if version == 1 else "0::/outer/inner\n"
+    real = machine._text_of
+    monkeypatch.setattr(machine, "_text_of", lambda path: own if path == "/proc/self/cgroup" else real(path))
+    assert machine._group_memory() == 400
+    assert total_memory() == 500
+
+
+def test_all_there_is_is_more_than_what_can_be_had():
+    assert 0 < available_memory() <= total_memory()
 
 
 @pytest.mark.parametrize(

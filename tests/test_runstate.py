@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
-from forgepar.plan import Plan
+from forgepar.plan import Plan, as_tasks
 from forgepar.runstate import (
     Halted,
     LayerCompleted,
@@ -233,3 +233,29 @@ def test_taking_is_bounded_and_counts_what_is_left(schedule):
     taken = len(state.take(3))
     assert 1 <= taken <= 3
     assert state.head()[1] == 10 - taken
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+def test_what_is_set_aside_lets_others_go_first_and_comes_back(schedule):
+    wf = fp.Workflow()
+    large, small = wf.map(abs, range(3)), wf.map(len, ["a", "b"])
+    wf.add(max, [large, small])
+    state = RunState(wf.plan(), RunPolicy(schedule=schedule))
+    state.begin()
+    first = state.head()
+    assert first[1] == 5
+    state.park()
+    other, ready = state.head()
+    assert other != first[0]
+    taken = list(state.take(10))
+    assert ready in (2, 3)
+    assert len(taken) == ready
+    assert state.head() is None
+    assert not state.finished
+    state.unpark()
+    assert state.head() == (first[0], 5 - ready)
+    state.completed(as_tasks(np.array(taken, np.int32)))
+    back = state.take(10)
+    assert sorted([*taken, *back]) == [0, 1, 2, 3, 4]
+    state.completed(back)
+    assert list(state.take(10)) == [5]

@@ -21,6 +21,7 @@ from forgepar import shipping
 from forgepar.backends.board import Board
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
+from forgepar.contexts import RunFacts
 from forgepar.plan import Plan, as_tasks
 from forgepar.runstate import RunPolicy, RunState
 from forgepar.shipping import Cargo, Shipment
@@ -41,8 +42,11 @@ def arena(tmp_path):
     return Arena(tmp_path)
 
 
+FACTS = RunFacts("id", "shipped", 0, float("inf"))
+
+
 def shipment_of(wf: fp.Workflow, arena: Arena, n_slots: int = 2) -> Shipment:
-    return Shipment(Cargo(Plan(wf)), arena, 5, n_slots)
+    return Shipment(Cargo(Plan(wf)), arena, 5, n_slots, FACTS)
 
 
 def tasks_of(*numbers: int) -> Any:
@@ -321,7 +325,7 @@ class Flow:
         self.plan = Plan(wf)
         self.arena = Arena(folder)
         self.state = RunState(self.plan, RunPolicy(schedule=schedule))
-        self.shipment = Shipment(Cargo(self.plan), self.arena, 1, 2)
+        self.shipment = Shipment(Cargo(self.plan), self.arena, 1, 2, FACTS)
         self.board = Board.create(folder / "board", 2)
         self.workers = [Checked(slot, self.arena, self.board) for slot in range(2)]
         self.values: list[Any] = [None] * self.plan.n_tasks

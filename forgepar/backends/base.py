@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+from forgepar.backends.output import Said
 from forgepar.backends.wire import Batch, Reply
 from forgepar.values.arena import Arena
 
@@ -24,6 +25,7 @@ class Lost(NamedTuple):
         pid: the process that ended.
         exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
         position: the mark it was at, as the board had it.
+        started: when it began that, seconds of `time.perf_counter`.
         fault: what ended `serve`, where that was an exception of its own: a full disk, say.
         dump: the stacks of its threads, where it crashed and could tell.
         is_out_of_memory: whether the kernel ended a process for lack of memory meanwhile.
@@ -33,12 +35,25 @@ class Lost(NamedTuple):
     pid: int
     exit_code: int | None
     position: int
+    started: float
     fault: BaseException | None
     dump: str = ""
     is_out_of_memory: bool = False
 
 
-Notice: TypeAlias = Reply | Joined | Lost
+class Told(NamedTuple):
+    """Tasks of a slot printed, logged or warned of something, or told how far they are.
+
+    Attributes:
+        slot: which.
+        said: what, in order.
+    """
+
+    slot: int
+    said: Sequence[Said]
+
+
+Notice: TypeAlias = Reply | Joined | Lost | Told
 
 
 class Backend(Protocol):
@@ -52,7 +67,10 @@ class Backend(Protocol):
     arena: Arena
 
     def open(self, n_wanted: int) -> None:
-        """Start what is not running of the first ``n_wanted`` slots; each reports as `Joined`, now or later."""
+        """Start what is not running of the first ``n_wanted`` slots; each reports as `Joined`, now or later.
+
+        Tasks hear of no `call_off` from before.
+        """
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that have a worker at this moment."""
@@ -67,6 +85,9 @@ class Backend(Protocol):
             WorkerStartFailed: workers end before they join, several times in a row.
         """
 
+    def rest(self) -> Sequence[Told]:
+        """Return the lines that were begun and not ended so far, as if they were."""
+
     def wake(self) -> None:
         """Have `wait` return soon, with nothing; from any thread or signal handler."""
 
@@ -75,6 +96,9 @@ class Backend(Protocol):
 
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
+
+    def call_off(self) -> None:
+        """Let tasks know, if they ask, that the run was called off, and `wake`; from any thread or signal handler."""
 
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""

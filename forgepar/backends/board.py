@@ -5,6 +5,7 @@ One row a slot, written without a message or a system call:
     POSITION   worker   mark of the task it is at: batch << 32 | position in the batch
     STARTED    worker   when that task began, seconds of `time.perf_counter` (a float64)
     LIMIT      parent   the first mark the worker must not begin; NO_LIMIT normally
+    CALLED_OFF parent   1 when the run was called off or has failed, so that tasks can ask
 
 Marks grow for the life of a slot, so one comparison covers the rest of a batch and every batch behind it.
 A worker writes POSITION before it reads LIMIT. A parent that wrote LIMIT therefore knows, a little later (a store is
@@ -16,7 +17,7 @@ from __future__ import annotations
 import mmap
 import os
 
-POSITION, STARTED, LIMIT = 0, 1, 2
+POSITION, STARTED, LIMIT, CALLED_OFF = 0, 1, 2, 3
 NO_LIMIT = (1 << 63) - 1
 _ROW = 8  # words of 8 bytes: a row fills one cache line, so slots do not slow each other
 
@@ -56,7 +57,7 @@ class Board:
     def reset(self, slot: int) -> None:
         """Clear a slot's row for a new worker."""
         row = self.integers(slot)
-        row[POSITION] = row[STARTED] = 0
+        row[POSITION] = row[STARTED] = row[CALLED_OFF] = 0
         row[LIMIT] = NO_LIMIT
 
     def _row(self, slot: int) -> memoryview:

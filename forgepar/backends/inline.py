@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from forgepar.backends.base import Joined, Notice
-from forgepar.backends.board import LIMIT, POSITION, STARTED, Board
+from forgepar import contexts
+from forgepar.backends.base import Joined, Notice, Told
+from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
 from forgepar.values.arena import Arena
@@ -40,11 +41,13 @@ class InlineBackend:
     def __init__(self, budget: int | None = None) -> None:
         self._budget = budget
         self._waiting: deque[Batch] = deque()
+        self._words = memoryview(bytearray(64)).cast("q")
         self._is_open = False
 
     def open(self, n_wanted: int = 1) -> None:  # noqa: ARG002
         """Make the arena."""
         if self._is_open:
+            self._words[CALLED_OFF] = 0
             return
         self.arena = open_arena(budget=self._budget)
         board = Board.create(str(self.arena.folder / "board"), 1)
@@ -65,14 +68,23 @@ class InlineBackend:
         if not self._waiting:
             time.sleep(timeout or 0.0)
             return []
-        before = use(self.arena)
+        before, context_before = use(self.arena), contexts.use(self._worker.context)
         try:
             return list(self._worker.run(self._waiting.popleft()))
         finally:
             use(before)
+            contexts.use(context_before)
+
+    def rest(self) -> Sequence[Told]:
+        """Return nothing: what is printed here is not held back."""
+        return ()
 
     def wake(self) -> None:
         """Do nothing: between batches this is awake, in one it is the task's turn."""
+
+    def call_off(self) -> None:
+        """Let the task that runs know, if it asks."""
+        self._words[CALLED_OFF] = 1
 
     def position(self, slot: int) -> int:  # noqa: ARG002
         """Return the mark of the task last run."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -30,10 +31,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-from forgepar.backends.base import Joined, Lost, Notice
-from forgepar.backends.board import LIMIT, POSITION, STARTED, Board
+from forgepar.backends.base import Joined, Lost, Notice, Told
+from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
+from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import serve, watch_parent
 from forgepar.errors import WorkerStartFailed
@@ -64,11 +67,17 @@ class _Slot:
     threads: list[threading.Thread] = field(default_factory=list)  # the executor's own
     failed_starts: int = 0
     n_given: int = 0
+    ear: Ear = field(default_factory=Ear)
+    pipes: dict[int, int] = field(default_factory=dict)  # by descriptor, which of `output.PIPES` it is
     outstanding: deque[Segment | None] = field(default_factory=deque)  # a batch each, and the segment that carries it
 
     @property
     def pid(self) -> int:
         return (self.process and self.process.pid) or 0
+
+    @property
+    def fileno(self) -> int:
+        return -1 if self.connection is None else self.connection.fileno()
 
 
 class ProcessBackend:
@@ -101,6 +110,7 @@ class ProcessBackend:
         self._owner = os.getpid()
         self._slots = [_Slot(number) for number in range(n_slots)]
         self._n_starting = 0
+        self._overheard: list[Notice] = []
         self._n_memory_kills = 0
         self._is_open = False
 
@@ -108,6 +118,8 @@ class ProcessBackend:
         """Make the arena, and start workers for the first ``n_wanted`` slots; does nothing where that is done."""
         if not self._is_open:
             self._prepare()
+        for slot in self._slots:
+            slot.words[CALLED_OFF] = 0
         for slot in self._slots[:n_wanted]:
             if slot.executor is None:
                 self._n_starting += 1
@@ -147,6 +159,9 @@ class ProcessBackend:
 
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
+        if self._overheard:
+            overheard, self._overheard = self._overheard, []
+            return overheard
         deadline = None if timeout is None else time.perf_counter() + timeout
         while True:
             starting = self._n_starting > 0
@@ -160,18 +175,36 @@ class ProcessBackend:
                     is_woken = True
                     self._woken.recv(1024)
                     continue
-                notice = self._accept() if key.data is None else self._receive(key.data)
+                notice: Notice | None
+                if key.data is None:
+                    notice = self._accept()
+                elif key.fd in key.data.pipes:
+                    notice = self._hear(key.data, key.fd)
+                else:
+                    notice = self._receive(key.data, notices)
                 if notice is not None:
                     notices.append(notice)
+                if type(notice) is Lost:
+                    break  # what follows may be of the worker that is gone; the rest is told at the next look
             if starting:
                 self._check_starts()
             if notices or is_woken or (deadline is not None and time.perf_counter() >= deadline):
                 return notices
 
+    def rest(self) -> Sequence[Told]:
+        """Return the lines that were begun and not ended so far, as if they were."""
+        return [Told(slot.number, said) for slot in self._slots if (said := slot.ear.rest())]
+
     def wake(self) -> None:
         """Have `wait` return soon."""
         with suppress(OSError):  # as many wake-ups wait as it takes, or the backend is closed
             self._waker.send(b"!")
+
+    def call_off(self) -> None:
+        """Let tasks know, if they ask, that the run was called off, and wake."""
+        for slot in self._slots:
+            slot.words[CALLED_OFF] = 1
+        self.wake()
 
     def position(self, slot: int) -> int:
         """Return the mark of the task that the slot is at."""
@@ -197,6 +230,8 @@ class ProcessBackend:
         assert entry.executor is not None
         self._selector.unregister(entry.connection)
         entry.connection.close()
+        if said := self._hear_rest(entry):
+            self._overheard.append(Told(slot, said))
         entry.executor.shutdown(wait=False)
         leaving = [thread for thread in entry.threads if thread.is_alive()]
         self._n_starting += 1
@@ -228,6 +263,7 @@ class ProcessBackend:
                 self.kill(slot.number)
             if slot.connection is not None:
                 slot.connection.close()
+            self._close_pipes(slot)  # else a worker that prints as it goes could block
         for end in (self._listener, self._waker, self._woken):
             end.close()
         self._selector.close()
@@ -252,9 +288,11 @@ class ProcessBackend:
         (self.arena.folder / f"crash-{slot.number}").write_bytes(b"")
         slot.connection = slot.process = None
         slot.outstanding.clear()
+        self._open_pipes(slot)
         inherited: tuple[int, ...] = ()
         if self.start_method == "fork":
-            numbers = [other.connection.fileno() for other in self._slots if other.connection is not None]
+            numbers = [other.fileno for other in self._slots if other.connection is not None]
+            numbers += [number for other in self._slots for number in other.pipes]
             inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
         slot.executor = ProcessPoolExecutor(1, mp_context=self._context, initializer=watch_parent)
@@ -287,24 +325,62 @@ class ProcessBackend:
         self._selector.register(connection, selectors.EVENT_READ, slot)
         return Joined(slot.number, hello.pid)
 
-    def _receive(self, slot: _Slot) -> Notice | None:
+    def _open_pipes(self, slot: _Slot) -> None:
+        slot.ear = Ear()
+        slot.pipes = {number: pipe for pipe, number in enumerate(make_pipes(str(self.arena.folder), slot.number))}
+        for number in slot.pipes:
+            self._selector.register(number, selectors.EVENT_READ, slot)
+
+    def _close_pipes(self, slot: _Slot) -> None:
+        for number in list(slot.pipes):
+            self._close_pipe(slot, number)
+
+    def _close_pipe(self, slot: _Slot, number: int) -> None:
+        self._selector.unregister(number)
+        os.close(number)
+        del slot.pipes[number]
+
+    def _hear(self, slot: _Slot, number: int) -> Told | None:
+        """Read one of a slot's pipes; close it where its worker, and all that it started, has."""
+        data = read_pipe(number)
+        if data == b"":
+            self._close_pipe(slot, number)
+        said = slot.ear.hear(slot.pipes[number], data) if data else ()
+        return Told(slot.number, said) if said else None
+
+    def _hear_rest(self, slot: _Slot) -> list[Said]:
+        """Read what a worker that is gone has told before, to the end."""
+        said = list[Said]()
+        for number in list(slot.pipes):
+            while data := read_pipe(number):
+                said += slot.ear.hear(slot.pipes[number], data)
+        self._close_pipes(slot)
+        return said + slot.ear.rest()
+
+    def _receive(self, slot: _Slot, notices: list[Notice]) -> Notice | None:
         assert slot.connection is not None
         message = _received(slot.connection)
         if not message:
-            return self._lose(slot)
+            lost, said = self._lose(slot)
+            if said:
+                notices.append(Told(slot.number, said))
+            return lost
         reply = unpack(message, Reply, self.arena)
         if reply.ended:
             slot.outstanding.popleft()
         return reply
 
-    def _lose(self, slot: _Slot) -> Lost:
-        """Clear away a slot's dead worker and start another."""
+    def _lose(self, slot: _Slot) -> tuple[Lost, list[Said]]:
+        """Clear away a slot's dead worker and start another; return what it had still told, too."""
         assert slot.connection is not None
         self._selector.unregister(slot.connection)
         slot.connection.close()
-        pid, process, position, job = slot.pid, slot.process, slot.words[POSITION], slot.job
+        pid, process, job = slot.pid, slot.process, slot.job
+        position, started = slot.words[POSITION], slot.times[STARTED]
         _bury(slot)
         _send(signal.SIGKILL, slot.doomed)
+        said = self._hear_rest(slot)
+        self._remove_scratch(slot)
         for segment in filter(None, slot.outstanding):
             self.arena.free(segment)
         self._n_starting += 1
@@ -314,7 +390,12 @@ class ProcessBackend:
         exit_code = process.exitcode if process else None
         fault = None if isinstance(fault, BrokenExecutor) else fault
         is_out_of_memory = is_out_of_memory and exit_code == -signal.SIGKILL
-        return Lost(slot.number, pid, exit_code, position, fault, dump, is_out_of_memory)
+        return Lost(slot.number, pid, exit_code, position, started, fault, dump, is_out_of_memory), said
+
+    def _remove_scratch(self, slot: _Slot) -> None:
+        """Remove the folders that tasks of a worker that is gone had to themselves."""
+        for folder in Path(self.arena.place.spill_folder).glob(f"scratch-{slot.number}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _crash(self, slot: int) -> str:
         """Read what a worker told when it crashed."""
@@ -334,12 +415,16 @@ class ProcessBackend:
                 slot.failed_starts += 1
                 reason = slot.job.exception()
                 _shut_down(slot)
+                said = self._hear_rest(slot)
                 if slot.failed_starts >= _START_ATTEMPTS:
-                    raise WorkerStartFailed(
+                    failure = WorkerStartFailed(
                         f"worker {slot.number} ended {slot.failed_starts} times in a row before it could take work "
                         f"(start method {self.start_method!r}): {reason!r}. What it printed says why; "
                         "backend='inline' runs without workers."
-                    ) from reason
+                    )
+                    if said:
+                        failure.add_note(b"".join(line.payload for line in said).decode(errors="replace").rstrip())
+                    raise failure from reason
                 self._start(slot)
 
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
+from forgepar.backends.output import Rules
+from forgepar.contexts import RunFacts
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
 from forgepar.values.segment import Segment
@@ -47,12 +49,16 @@ class Template(NamedTuple):
         callable: the callable's number in the plan.
         layout: fields of the `Layout`.
         shared: constants that every task of the template gets by keyword.
+        base: what the tasks' names begin with.
+        timeout: seconds that an attempt may take; None: any number.
     """
 
     number: int
     callable: int
     layout: tuple[tuple[int, ...], tuple[str, ...]]
     shared: dict[str, Wire]
+    base: str = ""
+    timeout: float | None = None
 
 
 class Batch(NamedTuple):
@@ -72,6 +78,11 @@ class Batch(NamedTuple):
         templates: templates that it does not have yet.
         drop: what it may forget once it has taken in ``values``: tasks, whose small values it keeps, and names of
             segments, which it has mapped. A batch of no tasks brings nothing else, and gets no reply.
+        ordinals: what the tasks' names end in: the first one's if they are consecutive, else all as int32 bytes; -1
+            is a name that is the base alone.
+        layers: the layer of all, or of each as int32 bytes.
+        attempts: position and attempt of each task that is tried again.
+        facts: what tasks may ask about the run, and how they are to log, in the first batch that a worker gets of it.
     """
 
     id: int
@@ -85,6 +96,10 @@ class Batch(NamedTuple):
     callables: Sequence[tuple[int, bytes]]
     templates: Sequence[Template]
     drop: Sequence[int | str]
+    ordinals: int | bytes = -1
+    layers: int | bytes = 0
+    attempts: Sequence[tuple[int, int]] = ()
+    facts: tuple[RunFacts, Rules] | None = None
 
 
 class Failure(NamedTuple):

@@ -23,9 +23,12 @@ from itertools import repeat
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple
 
+from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
-from forgepar.backends.board import LIMIT, POSITION, STARTED, Board, mark
+from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
+from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
+from forgepar.contexts import RunFacts, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
@@ -73,7 +76,11 @@ def _serve(address: str, slot: int, place: Place) -> None:
     arena = Arena(place, slot + 1, keeps_mapped=True)
     board = Board(os.path.join(place.folder, "board"))  # noqa: PTH118  (pathlib takes longer to load than all else here)
     worker = Worker(slot, arena, board)
+    worker.voice = _speak(worker, place.folder, slot)
+    worker.capture = Capture(worker.voice)
+    worker.capture.begin()
     use(arena)
+    contexts.use(worker.context)
     parent = connect(address)
     try:
         parent.send(pack(Hello(slot, os.getpid()), arena))
@@ -84,6 +91,17 @@ def _serve(address: str, slot: int, place: Place) -> None:
         return  # the parent hung up
     finally:
         parent.close()
+        with suppress(OSError):
+            worker.capture.flush()
+
+
+def _speak(worker: Worker, folder: str, slot: int) -> Voice:
+    """Connect the pipes by which the parent hears this process."""
+    told, *streams = open_pipes(folder, slot)
+    for number, descriptor in enumerate(streams, 1):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    return Voice(told, worker.task_number)
 
 
 class _Call(NamedTuple):
@@ -93,6 +111,8 @@ class _Call(NamedTuple):
     layout: Layout
     shared: dict[str, Any]
     is_direct: bool
+    base: str
+    timeout: float | None
 
 
 class Worker:
@@ -103,7 +123,14 @@ class Worker:
         arena: where large values are.
         board: where it says what it runs.
         interruptible: let `KeyboardInterrupt` out instead of taking it as the task's failure.
+
+    Attributes:
+        voice: tells the parent what tasks say, where there is somebody to hear it.
+        capture: what sends their output by it.
     """
+
+    voice: Voice | None = None
+    capture: Capture | None = None
 
     def __init__(self, slot: int, arena: Arena, board: Board, *, interruptible: bool = False) -> None:
         self._slot = slot
@@ -114,7 +141,26 @@ class Worker:
         self._cpu, _ = _usage()
         self._sampled_at = time.perf_counter()
         self._run = -1
+        self._batch: Batch | None = None
+        self._facts = RunFacts("", "", 0, float("inf"))
+        self._context: TaskContext | None = None
+        self._context_at = 0
         self._forget()
+
+    def context(self) -> TaskContext | None:
+        """Return the context of the task that runs, made when first asked for."""
+        at = self._words[POSITION]
+        if self._context is None or self._context_at != at:
+            self._end_context()
+            if self._batch is not None:
+                self._context, self._context_at = self._make_context(self._batch, unmark(at)[1]), at
+        return self._context
+
+    def task_number(self) -> int:
+        """Return the number of the task that runs, or was the last to."""
+        if self._batch is None or not self._batch.n_tasks:
+            return UNKNOWN_TASK
+        return _task_number(self._batch, unmark(self._words[POSITION])[1])
 
     def run(self, batch: Batch) -> Iterator[Reply]:
         """Run a batch and yield its replies as they fall due.
@@ -125,6 +171,7 @@ class Worker:
             self._drop(batch.drop)
             self._begin(batch.run)
             return
+        self._batch = batch
         clock = time.perf_counter
         words, times = self._words, self._times
         here = mark(batch.id, 0)
@@ -137,7 +184,9 @@ class Worker:
             call, rows = self._prepare(batch)
         except Exception as error:
             marks.append(clock())
-            yield self._reply(batch, 0, [None], marks, self._failure(0, error), ended=True)
+            failure = self._failure(0, error)
+            self._end_batch()
+            yield self._reply(batch, 0, [None], marks, failure, ended=True)
             return
         for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
             times[STARTED] = now  # before the position: who reads both may see the task too young, never too old
@@ -161,11 +210,50 @@ class Worker:
                 now = clock()  # the reply's own time is nobody's work
                 marks, values, due = array("d", (now,)), [], now + REPLY_SECONDS
         self._arena.take_back()
+        self._end_batch()
         yield self._reply(batch, first, values, marks, failure, ended=True)
+
+    def _end_batch(self) -> None:
+        """Send what was printed, before the reply: whoever has that has all of it."""
+        if self.capture is not None:
+            self.capture.flush()
+        if self._context is not None:
+            self._end_context()
+
+    def _end_context(self) -> None:
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+    def _make_context(self, batch: Batch, position: int) -> TaskContext:
+        call, words = self._calls.get(batch.template), self._words
+        base, timeout = (call.base, call.timeout) if call is not None else ("", None)
+        ordinal = _nth(batch.ordinals, position)
+        if isinstance(batch.ordinals, int):
+            ordinal += position
+        return TaskContext(
+            self._facts,
+            base if ordinal < 0 else f"{base}-{ordinal}",
+            _nth(batch.layers, position),
+            dict(batch.attempts).get(position, 1),
+            self._slot,
+            ends_at=self._times[STARTED] + timeout if timeout is not None else float("inf"),
+            is_cancelled=lambda: bool(words[CALLED_OFF]),
+            say=self._tell_progress,
+            folder=self._arena.place.spill_folder,
+        )
+
+    def _tell_progress(self, fraction: float, text: str) -> None:
+        if self.voice is not None:
+            self.voice.say(PROGRESS, pickle.dumps((fraction, text)))
 
     def _prepare(self, batch: Batch) -> tuple[Callable[..., Any], Iterable[tuple[Any, ...]]]:
         """Take in what the batch brings; return what to call, and its arguments task by task."""
         self._begin(batch.run)
+        if batch.facts is not None:
+            self._facts, rules = batch.facts
+            if self.capture is not None:
+                self.capture.follow(rules)
         values, coded = batch.values, tuple in set(map(type, batch.values))
         if coded:
             values = self._take_in(values)
@@ -192,7 +280,7 @@ class Worker:
         except Exception as error:
             function = _raiser(error)
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
-        return _Call(function, layout, shared, is_direct)
+        return _Call(function, layout, shared, is_direct, template.base, template.timeout)
 
     def _take_in(self, values: Sequence[Wire]) -> list[Wire]:
         """Keep the coded values that came to be kept, and look up those that were kept before."""
@@ -208,7 +296,7 @@ class Worker:
 
     def _callee(self, call: _Call, *, coded: bool) -> Callable[..., Any]:
         """Return what takes a row of `_rows`: the user's function itself where nothing stands between."""
-        function, layout, shared, is_direct = call
+        function, layout, shared, is_direct, *_ = call
         if is_direct and not coded:
             return function
         arena, kinds, keywords, n_positional = self._arena, layout.kinds, layout.keywords, layout.n_positional
@@ -313,6 +401,11 @@ def _rows(layout: Layout, count: int, values: Sequence[Wire], constants: Sequenc
 
 def _task_number(batch: Batch, position: int) -> int:
     return batch.tasks + position if isinstance(batch.tasks, int) else array("i", batch.tasks)[position]
+
+
+def _nth(numbers: int | bytes, position: int) -> int:
+    """Read a number that all tasks of a batch share, or each has as int32."""
+    return numbers if isinstance(numbers, int) else array("i", numbers)[position]
 
 
 def _load_callable(pickled: bytes) -> Callable[..., Any]:

@@ -1,0 +1,339 @@
+"""What tasks print, log and warn of: how it gets from a worker to the parent.
+
+    print, logging, warnings ──> Voice ──frames──> pipe ──> Ear ──> Said, Said, ...
+    C code, child processes  ──> descriptors 1, 2 ──> pipes ──> Ear ──> Said, Said, ...
+
+A frame names the task that wrote it. It is one write of at most PIPE_BUF bytes, which the kernel keeps whole, so that
+threads and forked children may write at any time without a lock. What reaches descriptors 1 and 2 by itself names none.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import struct
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+STDOUT, STDERR, LOG, WARNING, PROGRESS = 1, 2, 3, 4, 5
+STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
+UNKNOWN_TASK = -1  # of what no frame tells
+PIPES = ("told", "out", "err")  # of each slot, in the arena's folder: frames, and what goes to descriptors 1 and 2
+
+_FRAME = struct.Struct("=BBiqH")  # kind, whether more follows, task, writer, bytes that follow
+_PIPE_BUF = 4096 if sys.platform == "linux" else 512  # what POSIX grants everywhere
+_PIECE = _PIPE_BUF - _FRAME.size
+_READ = 1 << 16  # bytes: what a pipe holds
+_LONGEST_LINE = 1 << 20  # bytes; a line that is longer is handed on in parts
+
+
+class Said(NamedTuple):
+    """Something that a task told.
+
+    Attributes:
+        kind: STDOUT or STDERR (whole lines), LOG, WARNING or PROGRESS (pickled).
+        task: the task's number, `UNKNOWN_TASK` where that is not known.
+        payload: what.
+    """
+
+    kind: int
+    task: int
+    payload: bytes
+
+
+class Rules(NamedTuple):
+    """How a worker is to log and warn: as the parent does.
+
+    Attributes:
+        levels: the level of each logger that has one of its own, by name ("" is the root), and "-" what is disabled.
+        filters: those of `warnings`, pickled.
+    """
+
+    levels: dict[str, int]
+    filters: bytes
+
+
+# The worker's end
+
+
+class Voice:
+    """Writes frames.
+
+    Args:
+        descriptor: the pipe.
+        task: tells the number of the task that runs.
+    """
+
+    def __init__(self, descriptor: int, task: Callable[[], int]) -> None:
+        self._descriptor = descriptor
+        self.task = task
+
+    def say(self, kind: int, payload: bytes, task: int | None = None) -> None:
+        """Tell the parent something, for the task that runs or another one."""
+        task = self.task() if task is None else task
+        writer = (os.getpid() << 40) ^ (threading.get_ident() & 0xFFFFFFFFFF)
+        for at in range(0, len(payload), _PIECE):
+            piece = payload[at : at + _PIECE]
+            header = _FRAME.pack(kind, at + _PIECE < len(payload), task, writer & 0x7FFFFFFFFFFFFFFF, len(piece))
+            os.write(self._descriptor, header + piece)
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, voice: Voice, kind: int) -> None:
+        self._voice = voice
+        self._kind = kind
+        self.name = f"<{STREAMS[kind]}>"
+        self.task = UNKNOWN_TASK
+        self.is_amid_line = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._kind
+
+    def write(self, data: Any) -> int:
+        text = bytes(data)
+        self._voice.say(self._kind, text, self.task)
+        self.is_amid_line = not text.endswith(b"\n")
+        return len(text)
+
+
+class _Stream(io.TextIOWrapper):
+    """`sys.stdout` or `sys.stderr` of a worker: as any, but what one task left unfinished is not another's."""
+
+    def __init__(self, voice: Voice, kind: int) -> None:
+        self._raw = _Raw(voice, kind)
+        # No buffer between: a child forked while another thread holds its lock would wait for that for ever.
+        super().__init__(self._raw, "utf-8", "backslashreplace", line_buffering=True)
+        self._task_of = voice.task
+
+    def write(self, text: str) -> int:
+        task = self._task_of()
+        if task != self._raw.task:
+            self.end_line()
+            self._raw.task = task
+        return super().write(text)
+
+    def end_line(self) -> None:
+        """Send what was written so far; if that ends amid a line, so does the line."""
+        self.flush()
+        if self._raw.is_amid_line:
+            self._raw.write(b"\n")
+
+
+class _Handler(logging.Handler):
+    def __init__(self, voice: Voice) -> None:
+        super().__init__()
+        self._voice = voice
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._voice.say(LOG, _pickled_record(record))
+        except Exception:
+            self.handleError(record)
+
+
+class Capture:
+    """Sends what this process prints, logs and warns of by a voice.
+
+    Args:
+        voice: says it.
+    """
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+        self._rules: Rules | None = None
+        self._streams: tuple[_Stream, ...] = ()
+        self._flush_c: Callable[[None], object] | None = None
+        self._levels: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Put streams, a logging handler and a hook for warnings in place."""
+        self._streams = sys.stdout, sys.stderr = _Stream(self._voice, STDOUT), _Stream(self._voice, STDERR)
+        for logger in logging.Logger.manager.loggerDict.values():  # under fork the parent's are here
+            if isinstance(logger, logging.Logger):
+                logger.handlers.clear()
+                logger.propagate = True
+        logging.getLogger().handlers[:] = [_Handler(self._voice)]
+        warnings.showwarning = self._show_warning
+
+    def flush(self) -> None:
+        """Send what was printed so far, as whole lines."""
+        for stream in self._streams:
+            try:
+                stream.end_line()
+            except ValueError:  # a task closed it
+                continue
+        if self._flush_c is None and "ctypes" in sys.modules:  # as with numpy; to load it for this would take 5 ms
+            self._flush_c = sys.modules["ctypes"].pythonapi.fflush
+        if self._flush_c is not None:
+            self._flush_c(None)
+
+    def follow(self, rules: Rules) -> None:
+        """Log and warn as the parent does in this run."""
+        if rules == self._rules:
+            return
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.NOTSET)
+        self._rules, self._levels = rules, dict(rules.levels)
+        logging.disable(self._levels.pop("-", 0))
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+        _set_filters(pickle.loads(rules.filters))
+
+    def _show_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,  # noqa: ARG002
+        line: str | None = None,  # noqa: ARG002
+    ) -> None:
+        self._voice.say(WARNING, _dumps((category, str(message), filename, lineno), (UserWarning, str(message), "", 0)))
+
+
+def _pickled_record(record: logging.LogRecord) -> bytes:
+    """Pickle a record with its message made up, and what it holds beside if that can travel."""
+    fields = {**record.__dict__, "msg": record.getMessage(), "args": None, "exc_info": None}
+    if record.exc_info and not record.exc_text:
+        fields["exc_text"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+    plain = {name: value for name, value in fields.items() if isinstance(value, (str, int, float, type(None)))}
+    return _dumps(fields, plain)
+
+
+def _dumps(value: object, instead: object) -> bytes:
+    try:
+        data = pickle.dumps(value, protocol=5)
+        if b"__main__" not in data:  # a class of the script: plain pickle would only name it
+            return data
+        import cloudpickle
+
+        by_value: bytes = cloudpickle.dumps(value, protocol=5)
+    except Exception:
+        return pickle.dumps(instead, protocol=5)
+    return by_value
+
+
+def _set_filters(filters: Iterable[tuple[Any, ...]]) -> None:
+    warnings.resetwarnings()
+    for action, message, category, module, lineno in filters:
+        warnings.filterwarnings(action, message, category, module, lineno, append=True)
+
+
+# The parent's end
+
+
+def rules_here() -> Rules:
+    """Return how this process logs and warns."""
+    manager = logging.Logger.manager
+    named = {name: logger.level for name, logger in manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    levels = {name: level for name, level in named.items() if level} | {"": logging.getLogger().level}
+    if manager.disable:
+        levels["-"] = manager.disable
+    filters = [
+        (action, _pattern(message), category, _pattern(module), lineno)
+        for action, message, category, module, lineno in warnings.filters
+    ]
+    return Rules(levels, _dumps(filters, []))
+
+
+def _pattern(given: Any) -> str:
+    """Return the pattern of a filter's part: it is compiled, None, or in the interpreter's own filters a plain name."""
+    if given is None:
+        return ""
+    return given + r"\Z" if isinstance(given, str) else str(given.pattern)
+
+
+class Ear:
+    """Makes whole lines, records and warnings of what comes out of a worker's three pipes."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._parts: dict[tuple[int, int, int], bytearray] = {}  # by kind, task and writer
+
+    def hear(self, pipe: int, data: bytes) -> list[Said]:
+        """Take in what one of `PIPES` brought; return what is whole by now."""
+        if pipe:  # descriptor 1 or 2 itself
+            return self._lines((pipe, UNKNOWN_TASK, 0), data)
+        self._bytes += data
+        said, at = list[Said](), 0
+        while at + _FRAME.size <= len(self._bytes):
+            kind, goes_on, task, writer, n_bytes = _FRAME.unpack_from(self._bytes, at)
+            end = at + _FRAME.size + n_bytes
+            if end > len(self._bytes):
+                break
+            piece = bytes(self._bytes[at + _FRAME.size : end])
+            at = end
+            key = (kind, task, writer)
+            if kind in STREAMS:
+                said += self._lines(key, piece)
+            elif goes_on or key in self._parts:
+                self._parts.setdefault(key, bytearray()).extend(piece)
+                if not goes_on:
+                    said.append(Said(kind, task, bytes(self._parts.pop(key))))
+            else:
+                said.append(Said(kind, task, piece))
+        del self._bytes[:at]
+        return said
+
+    def rest(self) -> list[Said]:
+        """Return the lines that have not ended and never will, with an end put to them."""
+        rest = [
+            Said(kind, task, bytes(part) + b"\n") for (kind, task, _), part in self._parts.items() if kind in STREAMS
+        ]
+        self._parts.clear()
+        return rest
+
+    def _lines(self, key: tuple[int, int, int], data: bytes) -> list[Said]:
+        held = self._parts.pop(key, None)
+        whole = (bytes(held) if held else b"") + data
+        cut = whole.rfind(b"\n") + 1 if len(whole) < _LONGEST_LINE else len(whole)
+        if cut < len(whole):
+            self._parts[key] = bytearray(whole[cut:])
+        return [Said(key[0], key[1], whole[:cut])] if cut else []
+
+
+def read_pipe(descriptor: int) -> bytes | None:
+    """Read what a pipe that does not block has: empty at its end, None where nothing is there."""
+    try:
+        return os.read(descriptor, _READ)
+    except BlockingIOError:
+        return None
+
+
+def make_pipes(folder: str, slot: int) -> Sequence[int]:
+    """Make the named pipes of a slot and open them to read; anew, as a child of its last worker may have the old ones.
+
+    Returns:
+        Their descriptors, as in `PIPES`.
+    """
+    found = []
+    for name in PIPES:
+        path = f"{folder}/{name}-{slot}"
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+        os.mkfifo(path, 0o600)
+        found.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return found
+
+
+def open_pipes(folder: str, slot: int) -> Sequence[int]:
+    """Open the named pipes of a slot to write.
+
+    Raises:
+        OSError: the parent reads them no more; a blocking open would wait for it for ever.
+    """
+    found = []
+    for name in PIPES:
+        found.append(os.open(f"{folder}/{name}-{slot}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.set_blocking(found[-1], True)
+    return found

@@ -1,0 +1,169 @@
+"""What tasks print, log and warn of, shown by the process that runs the workflow, whole lines at a time."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Literal, TextIO, TypeAlias
+
+from forgepar.backends.output import LOG, PROGRESS, STDERR, STREAMS, UNKNOWN_TASK, WARNING, Said
+from forgepar.contexts import inside
+from forgepar.plan import Plan
+
+_MOST_ERRORS = 20  # lines of stderr that are remembered of each slot, for when its worker dies
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLine:
+    """A line that a task printed.
+
+    Attributes:
+        task: the task's name; None where that is not known: a child process that outlived its task wrote it.
+        stream: "stdout" or "stderr".
+        text: the line, without its end.
+    """
+
+    task: str | None
+    stream: str
+    text: str
+
+
+Show: TypeAlias = Literal["plain", "tagged"] | Callable[[OutputLine], object]
+
+
+class Console:
+    """Shows what tasks of one run tell.
+
+    Lines go to `sys.stdout` and `sys.stderr` as they are at that moment, records to the logger of the same name, with
+    the task's name as their attribute ``task``, and warnings to `warnings.showwarning`.
+
+    Args:
+        plan: the workflow.
+        show: "plain", "tagged" (each line begins with its task's name), or what is called with each `OutputLine`.
+
+    Raises:
+        Exception: out of `hear`, whatever showing raises, as when standard output was closed.
+    """
+
+    def __init__(self, plan: Plan, show: Show = "plain") -> None:
+        self._plan = plan
+        self._show = show
+        self._errors: dict[int, deque[tuple[int, str]]] = {}
+        self._warned: dict[bytes, int] = {}  # by what was told, who told it first
+        self.progress: dict[int, tuple[float, str]] = {}
+
+    def hear(self, slot: int, said: Sequence[Said], at: int) -> None:
+        """Show what a slot told.
+
+        Args:
+            slot: which.
+            said: what.
+            at: the task it is at, for what names none; `UNKNOWN_TASK` for none.
+        """
+        for kind, task, payload in said:
+            task = at if task == UNKNOWN_TASK else task
+            if kind in STREAMS:
+                self._show_text(slot, kind, task, payload.decode(errors="backslashreplace"))
+            elif kind == LOG:
+                self._log(task, slot, payload)
+            elif kind == WARNING:
+                self._warn(slot, payload)
+            elif kind == PROGRESS:
+                self.progress[task] = pickle.loads(payload)
+
+    def last_errors(self, slot: int, task: int) -> str:
+        """Return the last lines that a slot's task wrote to stderr."""
+        return "\n".join(line for of, line in self._errors.get(slot, ()) if of == task)
+
+    @contextmanager
+    def replacing_streams(self) -> Iterator[None]:
+        """Show what tasks that run in this process print as if they ran in another."""
+        if self._show == "plain":
+            yield
+            return
+        out, err = _Here(self, "stdout", sys.stdout), _Here(self, "stderr", sys.stderr)
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+            out.finish()
+            err.finish()
+
+    def show(self, task: str | None, stream: str, text: str, to: TextIO | None = None) -> None:
+        """Show whole lines of one task."""
+        show = self._show
+        if callable(show):
+            for line in text.splitlines():
+                show(OutputLine(task, stream, line))
+            return
+        to = to or (sys.stdout if stream == "stdout" else sys.stderr)
+        if show == "tagged" and task is not None:
+            text = "".join(f"[{task}] {line}" for line in text.splitlines(keepends=True))
+        to.write(text)
+
+    def _show_text(self, slot: int, kind: int, task: int, text: str) -> None:
+        if kind == STDERR:
+            last = self._errors.setdefault(slot, deque(maxlen=_MOST_ERRORS))
+            last += [(task, line) for line in text.splitlines()[-_MOST_ERRORS:]]
+        self.show(self._name(task), STREAMS[kind], text)
+
+    def _log(self, task: int, slot: int, payload: bytes) -> None:
+        record = logging.makeLogRecord({**pickle.loads(payload), "task": self._name(task), "worker": slot})
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+    def _warn(self, slot: int, payload: bytes) -> None:
+        """Show a warning, which the filters let through in its worker, once and not for each worker.
+
+        If the same worker gives it again, the filters want all of them.
+        """
+        if self._warned.setdefault(payload, slot) == slot:
+            category, text, filename, lineno = pickle.loads(payload)
+            warnings.showwarning(text, category, filename, lineno)
+
+    def _name(self, task: int) -> str | None:
+        return None if task == UNKNOWN_TASK else self._plan.name(task)
+
+
+class _Here(io.TextIOBase):
+    """A stream of this process: what a task writes goes to the console line by line, all else where it went before."""
+
+    def __init__(self, console: Console, stream: str, original: TextIO) -> None:
+        self._console = console
+        self._stream = stream
+        self._original = original
+        self._task: str | None = None
+        self._part = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+    def flush(self) -> None:
+        self._original.flush()
+
+    def write(self, text: str) -> int:
+        running = inside()
+        if running is None:
+            return self._original.write(text)
+        if running.task != self._task:
+            self.finish()
+            self._task = running.task
+        whole, end, self._part = (self._part + text).rpartition("\n")
+        if end:
+            self._console.show(self._task, self._stream, whole + end, self._original)
+        return len(text)
+
+    def finish(self) -> None:
+        """Put an end to a line that has none."""
+        if self._part:
+            part, self._part = self._part, ""
+            self._console.show(self._task, self._stream, part + "\n", self._original)
