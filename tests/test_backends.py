@@ -275,7 +275,9 @@ class Contract:
         assert result.status_counts() == {"completed": 5, "failed": 2, "skipped": 2}
         assert result[other] == 1
         assert [result.record(task).skipped_for for task in after] == [values[0].name, None, None, values[3].name]
-        with pytest.raises(fp.MissingResult, match="it is skipped, as it waited for 'lambda-0', which failed with Zero"):
+        with pytest.raises(
+            fp.MissingResult, match="it is skipped, as it waited for 'lambda-0', which failed with Zero"
+        ):
             result[after[0]]
 
     def test_retries(self, executor, wf, tmp_path):

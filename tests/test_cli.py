@@ -98,6 +98,16 @@ def test_summary_goes_to_standard_error(pipeline, capsys):
     assert "longest task" in err
 
 
+def test_what_tasks_print_is_tagged_on_request(tmp_path, capsys):
+    (tmp_path / "loud.py").write_text(
+        "import forgepar as fp\ndef loud():\n    wf = fp.Workflow()\n    wf.map(print, ['a', 'b'])\n    return wf\n"
+    )
+    assert run("run", f"{tmp_path / 'loud.py'}:loud", "--workers", 1) == 0
+    assert capsys.readouterr().out.startswith("a\nb\n")
+    assert run("run", f"{tmp_path / 'loud.py'}:loud", "--workers", 1, "--tag-output") == 0
+    assert capsys.readouterr().out.startswith("[print-0] a\n[print-1] b\n")
+
+
 @pytest.mark.parametrize(("flags", "left"), [((), "cancelled"), (("--keep-going",), "skipped")])
 def test_a_failed_task_is_exit_code_1_with_its_own_traceback(pipeline, capsys, flags, left):
     target = f"{pipeline}:failing"

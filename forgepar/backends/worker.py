@@ -511,11 +511,23 @@ def _end_with_parent(parent_pid: int) -> None:
 
 def _end_children() -> None:
     """End what tasks of this process have started, as it goes without them."""
+    if not _has_children():
+        return
     import psutil
 
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def _has_children() -> bool:
+    """Tell whether this process may have children: to load psutil takes a busy machine's workers half a second."""
+    try:
+        threads = os.listdir("/proc/self/task")  # noqa: PTH208
+        lists = [f"/proc/self/task/{thread}/children" for thread in threads]
+        return any(open(path).read() for path in lists)  # noqa: PTH123, SIM115
+    except OSError:
+        return True
 
 
 def _usage() -> tuple[float, int]:
