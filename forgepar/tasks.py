@@ -67,6 +67,10 @@ class Options:
         timeout: seconds that an attempt may take on its worker, which is ended after them; None: any number.
         memory: bytes, or text such as "2GiB", that an attempt takes at most. Tasks that run at once never declare more
             together than can be had, and one that takes more is ended. None: it declares nothing and is not limited.
+        effects: whether it changes something outside of the run: files, tables. `Workflow.check` asks for a `compensate`
+            of such.
+        compensate: undoes what the task did, given its value, or its value and a `TaskContext`; called on a worker when
+            the run fails or is called off after the task was done.
     """
 
     name: str | None = None
@@ -76,6 +80,8 @@ class Options:
     retry_on: tuple[type[Exception], ...] = (Exception,)
     timeout: float | None = None
     memory: int | None = None
+    effects: bool = False
+    compensate: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
@@ -107,6 +113,10 @@ class Options:
         if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
             raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
         self._check_memory()
+        if self.compensate is not None and not callable(self.compensate):
+            raise WorkflowError(
+                f"compensate={self.compensate!r} cannot be called. Give a function of the task's value."
+            )
 
     def _check_memory(self) -> None:
         if self.memory is not None:
@@ -145,7 +155,7 @@ class Task(Generic[P, R]):
 
         Args:
             **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-                ``memory``.
+                ``memory``, ``effects``, ``compensate``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -181,7 +191,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     Args:
         fn: any callable; left out in ``@task(...)``.
         **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-            ``memory``.
+            ``memory``, ``effects``, ``compensate``.
 
     Returns:
         A `Task`, or a decorator that makes one.

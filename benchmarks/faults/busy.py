@@ -1,4 +1,4 @@
-"""A program whose workers are in C code that looks at no signal; it prints that they are there, and is then to be ended.
+"""A program whose workers are in C code that looks at no signal; it prints that they are, and is then to be ended.
 
 python -m benchmarks.faults.busy WORKERS
 """

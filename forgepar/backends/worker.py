@@ -525,7 +525,7 @@ def _has_children() -> bool:
     try:
         threads = os.listdir("/proc/self/task")  # noqa: PTH208
         lists = [f"/proc/self/task/{thread}/children" for thread in threads]
-        return any(open(path).read() for path in lists)  # noqa: PTH123, SIM115
+        return any(open(path).read() for path in lists)  # noqa: PTH123
     except OSError:
         return True
 
