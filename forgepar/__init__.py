@@ -17,6 +17,7 @@ __all__ = [
     "Backoff",
     "BytesUsed",
     "CancellationToken",
+    "ChainFallback",
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
@@ -30,8 +31,11 @@ __all__ = [
     "OutputLine",
     "RemoteError",
     "ResultReleased",
+    "RetryFallback",
+    "RollbackReport",
     "RunResult",
     "RunTimeout",
+    "SkipFallback",
     "Task",
     "TaskContext",
     "TaskError",
@@ -45,12 +49,14 @@ __all__ = [
     "UnpicklableArgument",
     "UnpicklableCallable",
     "UnpicklableResult",
+    "ValueFallback",
     "WorkerDied",
     "WorkerStartFailed",
     "Workflow",
     "WorkflowError",
     "WorkflowExecutor",
     "WorkflowFailed",
+    "attempt",
     "context",
     "critical_path",
     "empty",
@@ -67,10 +73,12 @@ _HOME = {
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
     "cancellation": ("CancellationToken",),
     "console": ("OutputLine",),
+    "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
+    "rollback": ("RollbackReport",),
     "contexts": ("TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
-    "tasks": ("Backoff", "Options", "Task", "task"),
+    "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
 }
 
 if TYPE_CHECKING:
@@ -104,10 +112,12 @@ if TYPE_CHECKING:
         WorkflowFailed,
     )
     from forgepar.executor import WorkflowExecutor
+    from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
-    from forgepar.tasks import Backoff, Options, Task, task
+    from forgepar.rollback import RollbackReport
+    from forgepar.tasks import Backoff, Options, Task, attempt, task
     from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow
 

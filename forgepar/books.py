@@ -22,12 +22,13 @@ from forgepar.events import (
     WorkflowTaskParallelCompleted,
     WorkflowTaskParallelStarted,
     WorkflowTaskRetried,
+    WorkflowToolFallback,
     WorkflowValueSpilled,
     WorkflowWorkerDied,
 )
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Ledger
-from forgepar.runstate import Effect, LayerCompleted, LayerStarted, Retried, Skipped, Status, TaskFailed
+from forgepar.runstate import Effect, FellBack, LayerCompleted, LayerStarted, Retried, Skipped, Status, TaskFailed
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment, wire_bytes
 from forgepar.values.segment import is_reused, is_spilled, names_of
@@ -111,7 +112,8 @@ class Books:
         self.ledger.wall_seconds = time.perf_counter() - self.ledger.began
         counts = np.bincount(status, minlength=len(Status)).tolist()
         n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
-        self._emit([WorkflowCompleted(time.time(), n_completed == self._plan.n_tasks, n_completed, n_failed)])
+        is_good = n_completed + counts[Status.SKIPPED] == self._plan.n_tasks
+        self._emit([WorkflowCompleted(time.time(), is_good, n_completed, n_failed)])
 
     def _write(self, tasks: Tasks, reply: Reply) -> None:
         ledger = self.ledger
@@ -155,6 +157,12 @@ class Books:
             case Retried(task, attempt):
                 del self.ledger.errors[task]
                 return WorkflowTaskRetried(now, self._plan.name(task), attempt)
+            case FellBack(task, attempt, step):
+                error = self.ledger.errors.pop(task)
+                taken = str(self._plan.spec(task).options.fallback[step])
+                self.ledger.fallbacks[task] = taken
+                told = f"{type(error).__name__}: {error}"
+                return WorkflowToolFallback(now, self._plan.name(task), attempt, told, taken)
             case TaskFailed(task, attempt):
                 error = self.ledger.errors[task]
                 return WorkflowTaskFailed(now, self._plan.name(task), attempt, f"{type(error).__name__}: {error}")

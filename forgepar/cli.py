@@ -81,6 +81,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 workflow,
                 schedule=arguments.schedule,
                 fail_fast=not arguments.keep_going,
+                rollback=arguments.rollback,
                 timeout=arguments.timeout,
                 layer_timeout=arguments.layer_timeout,
                 show="tagged" if arguments.tag_output else "plain",
@@ -141,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after so long")
     command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="end it if a layer takes longer")
     command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
+    command.add_argument(
+        "--rollback", choices=("all", "upstream", "none"), default="all", help="what to undo if a task fails"
+    )
     command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")

@@ -35,7 +35,9 @@ from forgepar.events import (
     WorkflowCancelled,
     WorkflowDeadlockTimeout,
     WorkflowMemoryLow,
+    WorkflowRolledBack,
     WorkflowTaskMemoryExceeded,
+    WorkflowTaskRolledBack,
     WorkflowTaskTimedOut,
 )
 from forgepar.faults import raised, worker_died
@@ -43,10 +45,12 @@ from forgepar.flight import Flight
 from forgepar.holdings import Holdings
 from forgepar.machine import available_memory
 from forgepar.memory import Memory
-from forgepar.plan import Plan
+from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Outputs
-from forgepar.runstate import Effect, LayerStarted, Retried, RunPolicy, RunState, Wear
+from forgepar.rollback import Rollback
+from forgepar.runstate import Effect, FellBack, LayerStarted, Retried, RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
+from forgepar.values.codec import encode
 from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
@@ -73,6 +77,7 @@ class Dispatcher:
     Attributes:
         ended_by: what ended the run, where that was the clock.
         was_cancelled: whether it was called off.
+        rollback: what was undone, where there was anything to be.
     """
 
     def __init__(
@@ -90,6 +95,9 @@ class Dispatcher:
         self.plan = plan
         self.state = RunState(plan, policy)
         self.books = Books(plan, sinks, backend.n_slots, backend.arena)
+        self._active: RunState | Rollback = self.state
+        self.rollback: Rollback | None = None
+        self._handled: dict[int, Exception] = {}
         self._holdings = Holdings(plan, policy, shipment, backend.arena)
         self._policy = policy
         self._backend = backend
@@ -125,11 +133,21 @@ class Dispatcher:
         self._note(self.state.begin())
         for joined in self._backend.joined():
             self._pids[joined.slot] = joined.pid
+        self._loop()
+        if self.state.status_is_bad and self._policy.rollback != "none":
+            self._roll_back()
+        self._take(self._backend.wait(0.0))  # what was printed before the last reply
+        self._take(self._backend.rest())
+        self._shipment.close()
+        self._tell_what_to_drop()
+        self.books.end(self.state.status, self.state.attempts)
+
+    def _loop(self) -> None:
         while True:
-            if self._cancel is not None and self._cancel.is_cancelled:
+            if self._cancel is not None and self._cancel.is_cancelled and self.rollback is None:
                 self._call_off(kills=self._cancel.kills)
             for task in self._watch.due_retries():
-                self.state.retry(task)
+                self._active.retry(task)
             if self._wears:
                 self._renew_the_worn()
             self._rebalance()
@@ -142,14 +160,23 @@ class Dispatcher:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
-            if self.state.finished and not any(self._flights):
+            if self._active.finished and not any(self._flights):
                 break
             self._take(self._backend.wait(self._patience()))
-        self._take(self._backend.wait(0.0))  # what was printed before the last reply
-        self._take(self._backend.rest())
-        self._shipment.close()
-        self._tell_what_to_drop()
-        self.books.end(self.state.status, self.state.attempts)
+
+    def _roll_back(self) -> None:
+        """Undo what was done, where a function does that."""
+        state, books = self.state, self.books
+        failed = [task for task in books.ledger.errors if state.status[task] == Status.FAILED]
+        rollback = Rollback(self.plan, state.status, self._policy.rollback, failed)
+        self.rollback = self._active = rollback
+        if rollback.finished:
+            return
+        self._watch.begin_rollback()
+        self._backend.call_off(is_off=False)
+        self._loop()
+        report = rollback.report()
+        books.event(WorkflowRolledBack(time.time(), len(report.compensated), len(report.failed), report.n_without))
 
     # Handing out
 
@@ -158,7 +185,7 @@ class Dispatcher:
 
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
-        state, flights = self.state, self._flights
+        state, flights = self._active, self._flights
         if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
             self._hold_back()
             return
@@ -180,14 +207,14 @@ class Dispatcher:
 
     def _give(self, slot: int, share: int) -> None:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
-        while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self.state.head()) is not None:
+        while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self._active.head()) is not None:
             template, called = head[0], self.plan.callable_of[head[0]]
             if self._memory.is_declared and not self._admits(slot, template):
                 continue
             size = self._durations.batch_size(called, share, 1)
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
-            tasks = self.state.take(size)
+            tasks = self._active.take(size)
             is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
             batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
@@ -200,7 +227,7 @@ class Dispatcher:
     def _admits(self, slot: int, template: int) -> bool:
         """Tell whether a slot may get tasks of a template; set them aside where there is no memory for them now."""
         if not self._memory.fits(slot, template, self._flights):
-            self.state.park()
+            self._active.park()
             self._may_be_parked = True
             return False
         if not self._flights[slot]:
@@ -245,7 +272,7 @@ class Dispatcher:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
         now = time.perf_counter()
         if now - self._weighed_at >= max(20 * self._weigh_seconds, _WEIGH_SECONDS):
-            self.state.weigh([self._durations.seconds[number] for number in self.plan.callable_of])
+            self._active.weigh([self._durations.seconds[number] for number in self.plan.callable_of])
             self._weighed_at = time.perf_counter()
             self._weigh_seconds = self._weighed_at - now
 
@@ -253,7 +280,7 @@ class Dispatcher:
         """Return how long `wait` may block: forever, unless a slot idles while another has tasks it has not begun."""
         if self._limited_at:
             return _CLAIM_SECONDS
-        stalls = not self.state.halted and self._some_slot_idles() and any(map(self._n_unbegun, self._flights))
+        stalls = not self._active.halted and self._some_slot_idles() and any(map(self._n_unbegun, self._flights))
         patience = _STALL_SECONDS if stalls else None
         next_look = self._memory.next_look(self._flights)
         if self._is_paused:
@@ -291,23 +318,34 @@ class Dispatcher:
             flight.n_done += len(tasks)
         if reply.peak_rss:
             self._peaks[slot] = reply.peak_rss
-        self.books.reply(tasks, reply)
         n_good = len(tasks) - (reply.failure is not None)
-        if n_good:
-            self._holdings.put(slot, tasks[:n_good], values)
-            self._note(self.state.completed(tasks[:n_good]))
+        if self.rollback is not None:
+            self._take_undone(tasks[:n_good])
+        else:
+            self.books.reply(tasks, reply)
+            if n_good:
+                self._holdings.put(slot, tasks[:n_good], values)
+                self._note(self.state.completed(tasks[:n_good]))
         if reply.ended:
             self._flights[slot].popleft()
             if flight.n_done < flight.n_own:
-                self.state.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
+                self._active.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
             if self._limits[slot] != NO_LIMIT and not self._flights[slot]:
                 self._lift(slot)
         if self._flights[slot]:
             self._flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
-            self._fail(int(tasks[-1]), raised(reply.failure), slot, reply.failure.traceback)
+            self._fail(int(tasks[-1]), flight.template, raised(reply.failure), slot, reply.failure.traceback)
 
-    def _fail(self, task: int, error: Exception, slot: int, traceback: str) -> None:
+    def _take_undone(self, tasks: Tasks) -> None:
+        assert self.rollback is not None
+        if len(tasks):
+            self.rollback.completed(tasks)
+            self.state.status[as_index(tasks)] = Status.COMPENSATED
+            for task in tasks:
+                self.books.event(WorkflowTaskRolledBack(time.time(), self.plan.name(int(task)), None))
+
+    def _fail(self, task: int, template: int, error: Exception, slot: int, traceback: str) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
         error.add_note(
             f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {slot} "
@@ -315,9 +353,18 @@ class Dispatcher:
         )
         if traceback:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
+        if self.rollback is not None:
+            self.rollback.failed(task, error)
+            told = f"{type(error).__name__}: {error}"
+            self.books.event(WorkflowTaskRolledBack(time.time(), plan.name(task), told))
+            return
         self.books.failure(task, error, slot)
         was_halted = self.state.halted
-        self._note(self.state.failed(task, may_retry=isinstance(error, plan.spec(task).options.retry_on)))
+        is_own = template not in plan.stand_ins.base_of
+        if not is_own and error.__context__ is None:
+            error.__context__ = self._handled[task]
+        may_retry = is_own and isinstance(error, plan.spec(task).options.retry_on)
+        self._note(self.state.failed(task, may_retry=may_retry))
         if self.state.halted and not was_halted:
             self._halt()
 
@@ -329,10 +376,11 @@ class Dispatcher:
         sentence = self._watch.sentences.pop(slot, None)
         at_batch, at = unmark(lost.position)
         blamed: int | None = None
+        template = 0
         for flight in flights:
             first = flight.n_done
             if flight.id == at_batch and first <= at < flight.n_own:
-                blamed = int(flight.tasks[at])
+                blamed, template = int(flight.tasks[at]), flight.template
                 self._put_back(flight, first, at)
                 first = at + 1
             self._put_back(flight, first, flight.n_own)
@@ -341,26 +389,27 @@ class Dispatcher:
         if sentence is None:
             self.books.death(lost, blamed)
         if blamed is not None:
-            self._blame(blamed, lost, sentence)
+            self._blame(blamed, template, lost, sentence)
         self._pids[slot] = self._peaks[slot] = 0
 
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
-            self.state.put_back(flight.template, flight.tasks[first:end])
+            self._active.put_back(flight.template, flight.tasks[first:end])
 
-    def _blame(self, task: int, lost: Lost, sentence: Sentence | None) -> None:
+    def _blame(self, task: int, template: int, lost: Lost, sentence: Sentence | None) -> None:
         """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
-        self.books.cut_short(task, lost.started)
+        if self.rollback is None:
+            self.books.cut_short(task, lost.started)
         if sentence is not None and sentence.task == task:
-            self._fail(task, sentence.error, lost.slot, "")
+            self._fail(task, template, sentence.error, lost.slot, "")
             return
-        if sentence is not None or self.state.halted:  # begun just after the one meant had ended
-            self.state.put_back(int(self.plan.template_of[task]), range(task, task + 1))
+        if sentence is not None or self._active.halted:  # begun just after the one meant had ended
+            self._active.put_back(template, range(task, task + 1))
             return
         error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
         if told := self._console.last_errors(lost.slot, task):
             error.add_note("the last that it wrote to stderr:\n" + told)
-        self._fail(task, error, lost.slot, "")
+        self._fail(task, template, error, lost.slot, "")
 
     # Taking back what a slot has not begun
 
@@ -375,7 +424,7 @@ class Dispatcher:
                 for slot in range(len(self._flights)):
                     self._claim(slot)
             return
-        if self.state.head() is not None or self.state.halted or not self._some_slot_idles():
+        if self._active.head() is not None or self._active.halted or not self._some_slot_idles():
             return
         now = time.perf_counter()
         for slot, has in enumerate(self._flights):
@@ -421,6 +470,24 @@ class Dispatcher:
                 self._watch.layer_begins(effect.layer, time.perf_counter())
             elif type(effect) is Retried:
                 self._watch.delay(effect.task, effect.attempt - 1, time.perf_counter())
+            elif type(effect) is FellBack:
+                self._fall_back(effect.task, effect.step)
+
+    def _fall_back(self, task: int, place: int) -> None:
+        """Take a step of a failed task's fallback."""
+        plan, step = self.plan, self.plan.spec(task).options.fallback[place]
+        error = self.books.ledger.errors[task]  # it is forgotten when the books are kept
+        if step.kind == "retry":
+            self._watch.delay_by(task, step.wait, time.perf_counter())
+        elif step.kind == "call":
+            self._handled[task] = error
+            self._shipment.caught(task, error)
+            self.state.stand_in(task, plan.stand_ins.catch[int(plan.template_of[task]), place])
+        elif step.kind == "skip":
+            self._note(self.state.left_out(task))
+        else:
+            self._holdings.put_one(task, encode(step.what, self._backend.arena))
+            self._note(self.state.replaced(task))
 
     def _obey_the_clock(self) -> None:
         watch, now = self._watch, time.perf_counter()

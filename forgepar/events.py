@@ -65,6 +65,33 @@ class WorkflowTaskFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowToolFallback(Event):
+    """A task failed, and a step of its fallback is taken instead."""
+
+    task: str
+    attempt: int
+    error: str
+    fallback: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskRolledBack(Event):
+    """A task that was done was undone, or (``error``) could not be."""
+
+    task: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRolledBack(Event):
+    """All that was done and can be undone was, but for what failed to be."""
+
+    compensated: int
+    failed: int
+    without_compensation: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowTaskTimedOut(Event):
     """An attempt took longer than the task's timeout; its worker is being ended."""
 

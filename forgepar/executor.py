@@ -29,6 +29,7 @@ from forgepar.machine import as_bytes, available_cpus, available_memory
 from forgepar.memory import Memory
 from forgepar.plan import Plan
 from forgepar.result import RunResult
+from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
 from forgepar.shipping import Cargo, Shipment
 from forgepar.workflow import Engine, Workflow
@@ -100,6 +101,7 @@ class WorkflowExecutor:
         outputs: Literal["leaves", "all"] | TaskHandle | TaskHandles | Iterable[Any] = "leaves",
         schedule: Literal["layers", "eager"] = "layers",
         fail_fast: bool = True,
+        rollback: Strategy = "all",
         timeout: float | None = None,
         layer_timeout: float | None = None,
         seed: int = 0,
@@ -116,6 +118,9 @@ class WorkflowExecutor:
                 what it waits for is done.
             fail_fast: end at the first failure: no task starts after it, running ones get a second. Otherwise all
                 that does not depend on a failed task runs first.
+            rollback: which tasks to undo by their ``compensate`` when the run fails or is called off: "all" that were
+                done, "upstream": those that a failed one depended on, "none", or those whose name a function accepts.
+                The last layer goes first. Nothing is undone at an interrupt or a SIGTERM.
             timeout: seconds that the run may take; what runs then gets a second, and the run fails with `RunTimeout`.
             layer_timeout: the same for each layer, under the schedule "layers".
             seed: what chance in the run derives from, such as the jitter of retries.
@@ -143,11 +148,14 @@ class WorkflowExecutor:
             _output_tasks(workflow, outputs),
             schedule,
             fail_fast,
+            rollback=rollback,
             timeout=_checked_seconds("timeout", timeout),
             layer_timeout=_checked_seconds("layer_timeout", layer_timeout),
             seed=seed,
             wear=self._wear,
         )
+        if rollback not in ("all", "upstream", "none") and not callable(rollback):
+            raise ValueError(f"rollback={rollback!r} is not known. Give 'all', 'upstream', 'none', or a function.")
         if show not in ("plain", "tagged") and not callable(show):
             raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
         cargo = Cargo(plan)
@@ -193,7 +201,8 @@ class WorkflowExecutor:
         finally:
             if forget is not None:
                 forget()
-        result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs)
+        undone = dispatcher.rollback.report() if dispatcher.rollback is not None else RollbackReport()
+        result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs, undone)
         if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)
         return result
@@ -255,6 +264,10 @@ def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> Work
     )
     if ended_by is not None:
         message = f"{ended_by}; {message}"
+    undone = result.rollback
+    if undone.compensated or undone.failed:
+        message += f"; rolled back {len(undone.compensated)} tasks"
+        message += f", but not {', '.join(map(repr, undone.failed))}" if undone.failed else ""
     failure = WorkflowFailed(message, [*([ended_by] if ended_by else []), *result.errors.values()])
     failure.result = result
     return failure

@@ -35,6 +35,7 @@ class Holdings:
         self._shipment = shipment
         self._arena = arena
         self._kept = _kept(plan, policy)
+        self._held = self._kept if policy.rollback == "none" else self._kept | _undoable(plan)
         self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
 
     def put(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
@@ -52,6 +53,14 @@ class Holdings:
         if self.has_coded:
             self._release(self._count_takers(tasks))
 
+    def put_one(self, task: int, value: Wire) -> None:
+        """Take in a value that no worker made."""
+        self.values[task] = value
+        if type(value) is tuple:
+            self.has_coded = True
+        if self.has_coded:
+            self._release(self._count_takers(range(task, task + 1)))
+
     def free_strays(self, pid: int) -> None:
         """Free what a dead worker had begun to write."""
         if self.has_coded:
@@ -60,7 +69,8 @@ class Holdings:
 
     def outputs(self, status: NDArray[np.int8]) -> Outputs:
         """Return the values that the result keeps, and free all others."""
-        outputs = Outputs(self.values, self._kept & (status == Status.COMPLETED), self._arena)
+        has_value = (status == Status.COMPLETED) | (status == Status.COMPENSATED)
+        outputs = Outputs(self.values, self._kept & has_value, self._arena)
         if self.has_coded:
             for value in filter(is_segment, self.values):
                 self._arena.free(value, keep=False)  # the outputs are mapped
@@ -71,7 +81,7 @@ class Holdings:
         taken = self._shipment.references(done)
         np.subtract.at(self._takers, taken, 1)
         touched = distinct(np.concatenate([taken, np.asarray(done, np.int32)]))
-        free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._kept[touched]]
+        free: NDArray[np.int32] = touched[(self._takers[touched] <= 0) & ~self._held[touched]]
         return free
 
     def _release(self, tasks: NDArray[np.int32]) -> None:
@@ -83,6 +93,14 @@ class Holdings:
                 if is_segment(value):
                     self._arena.free(value)
                     self._shipment.freed(value)
+
+
+def _undoable(plan: Plan) -> NDArray[np.bool_]:
+    """Return the tasks whose value what undoes them is to get."""
+    undoable = np.zeros(len(plan.templates), np.bool_)
+    undoable[list(plan.stand_ins.undo)] = True
+    found: NDArray[np.bool_] = undoable[plan.template_of]
+    return found
 
 
 def _kept(plan: Plan, policy: RunPolicy) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ layer is a slice and a batch (tasks of one template) a slice of that; `Plan.grou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from forgepar.adapters import as_compensation, as_handler
+from forgepar.arguments import CONSTANT, REFERENCE, Layout
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
 from forgepar.tasks import Task
@@ -24,7 +26,51 @@ IntArray: TypeAlias = NDArray[np.int32]
 # Tasks by number: consecutive ones as a range, which a numpy or list slice can take.
 Tasks: TypeAlias = range | IntArray
 
+_ITS_VALUE = Layout((REFERENCE,), ())
 _ORDINAL = re.compile("0|[1-9][0-9]{0,17}")
+
+
+class StandIns:
+    """Templates by which a worker runs something else for a task: what undoes it, or what handles its error.
+
+    They stand behind the plan's own templates, which none of its tasks has.
+
+    Attributes:
+        undo: by template, the one that undoes its tasks.
+        catch: by template and step of the fallback, the one that handles its tasks' errors.
+        base_of: which template each of them stands in for.
+        of_base: the same the other way round, for templates that have any.
+    """
+
+    def __init__(self, plan: Plan, n_templates: int) -> None:
+        self.undo: dict[int, int] = {}
+        self.catch: dict[tuple[int, int], int] = {}
+        self.base_of: dict[int, int] = {}
+        self.of_base: dict[int, list[int]] = {}
+        rows: list[TemplateRow] = []
+        numbers: dict[tuple[str, int], int] = {}
+
+        def add(base: int, kind: str, layout: Layout, shared: Mapping[str, Any], fn: Callable[..., Any]) -> int:
+            number = len(plan.templates) + len(rows)
+            rows.append(TemplateRow(plan.templates[base].spec, layout, shared))
+            key = (kind, id(fn))
+            if key not in numbers:
+                numbers[key] = len(plan.callables)
+                plan.callables.append(as_compensation(fn) if kind == "undo" else as_handler(fn))
+            plan.callable_of.append(numbers[key])
+            self.base_of[number] = base
+            self.of_base.setdefault(base, []).append(number)
+            return number
+
+        for base, row in enumerate(plan.templates[:n_templates]):
+            options = plan.specs[row.spec].options
+            if options.compensate is not None:
+                self.undo[base] = add(base, "undo", _ITS_VALUE, {}, options.compensate)
+            for place, step in enumerate(options.fallback):
+                if step.kind == "call":
+                    layout = Layout((CONSTANT, *row.layout.kinds), row.layout.keywords)
+                    self.catch[base, place] = add(base, "catch", layout, row.shared, step.what)
+        plan.templates = (*plan.templates, *rows)
 
 
 class Plan:
@@ -37,7 +83,8 @@ class Plan:
         n_tasks: how many.
         template_of: int32, a template a task.
         specs: callables with their options.
-        templates: what tasks declared alike share.
+        templates: what tasks declared alike share; behind them, those of the stand-ins.
+        stand_ins: what undoes tasks, and what handles their errors.
         callables: the distinct functions, without options.
         callable_of: which of them each template calls.
         constants: all constants, task by task; a task's begin at ``constant_start[task]``.
@@ -63,6 +110,7 @@ class Plan:
                 self.callables.append(spec.fn)
             of_spec.append(numbers[id(plain)])
         self.callable_of: list[int] = [of_spec[template.spec] for template in self.templates]
+        self.stand_ins = StandIns(self, len(self.templates))
         self.template_of: IntArray = np.array(workflow.template_of, np.int32)
         self.references: IntArray = np.array(workflow.references, np.int32)
         self.constants = workflow.constants  # only ever appended to, so shared
@@ -146,6 +194,10 @@ class Plan:
     def memories(self) -> list[int]:
         """The memory that each template's tasks declare, bytes; 0 for none."""
         return [self.specs[template.spec].options.memory or 0 for template in self.templates]
+
+    def callables_for(self, template: int) -> list[int]:
+        """Return the callables that tasks of a template may need: their own, and those of its stand-ins."""
+        return [self.callable_of[number] for number in (template, *self.stand_ins.of_base.get(template, ()))]
 
     def spec(self, task: int) -> Spec:
         """Return the callable and options of a task."""

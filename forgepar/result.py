@@ -15,6 +15,7 @@ from forgepar.events import Event
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_text
 from forgepar.plan import Plan
+from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
@@ -29,7 +30,7 @@ class TaskRecord:
     Attributes:
         name: the task's name.
         layer: its layer.
-        status: "completed", "failed", "skipped" or "cancelled".
+        status: "completed", "failed", "skipped", "cancelled", or "compensated" (it was done, and undone).
         start: when its last attempt began, seconds since the run did; nan if it never ran.
         duration: how long that took on the worker, seconds; nan if it never ran.
         worker: the slot it ran on, -1 if it never ran.
@@ -37,6 +38,7 @@ class TaskRecord:
         bytes: size of its value as it travelled, 0 for None, a number or short text.
         error: what it failed with, None if it did not.
         skipped_for: name of the failed task that it waited for, where it was skipped; else None.
+        fallback: what the last step of its fallback was, where it came to that; else None.
     """
 
     name: str
@@ -49,6 +51,7 @@ class TaskRecord:
     bytes: int
     error: Exception | None
     skipped_for: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Ledger:
         self.bytes_peak = 0
         self.attempts: dict[int, int] = {}
         self.errors: dict[int, Exception] = {}
+        self.fallbacks: dict[int, str] = {}
         self.events: list[Event] = []
         self.began = 0.0
         self.wall_seconds = 0.0
@@ -173,6 +177,7 @@ class RunResult:
         wall_seconds: how long the run took.
         cpu_seconds: CPU time that workers spent in it.
         peak_rss: largest resident memory of a worker so far, bytes.
+        rollback: what was undone after the run failed or was called off.
 
     Example:
         >>> from forgepar import Workflow
@@ -183,11 +188,19 @@ class RunResult:
         (3, 3, True)
     """
 
-    def __init__(self, plan: Plan, status: NDArray[np.int8], ledger: Ledger, values: Outputs) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        status: NDArray[np.int8],
+        ledger: Ledger,
+        values: Outputs,
+        rollback: RollbackReport = RollbackReport(),  # noqa: B008  (it never changes)
+    ) -> None:
         self._plan = plan
         self._status = status
         self._ledger = ledger
         self._values = values
+        self.rollback = rollback
         self.events = tuple(ledger.events)
         self.errors = {plan.name(task): error for task, error in ledger.errors.items()}
         self.wall_seconds = ledger.wall_seconds
@@ -196,8 +209,9 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """Whether every task completed."""
-        return bool((self._status == Status.COMPLETED).all())
+        """Whether every task completed, but for those that were left out because a branch or a fallback said so."""
+        status = self._status
+        return bool(((status == Status.COMPLETED) | (status == Status.SKIPPED)).all())
 
     @property
     def status(self) -> Literal["completed", "failed", "cancelled"]:
@@ -296,6 +310,8 @@ class RunResult:
         ]
         if self.bytes.written:
             lines.append(f"values: {self.bytes}")
+        if self.rollback.compensated or self.rollback.failed:
+            lines.append(f"rolled back: {self.rollback}")
         lines += [f"failed: {name}: {type(error).__name__}: {error}" for name, error in self.errors.items()]
         return "\n".join(lines)
 
@@ -310,7 +326,7 @@ class RunResult:
         if index in self._values:
             return self._values[index]
         name, status = self._plan.name(index), Status(int(self._status[index]))
-        if status == Status.COMPLETED:
+        if status in (Status.COMPLETED, Status.COMPENSATED):
             raise ResultReleased(
                 f"the value of task {name!r} was released after its last consumer was done. "
                 f"Keep it with run(outputs=[{name!r}]) or run(outputs='all')."
@@ -319,7 +335,8 @@ class RunResult:
         cause = self._ledger.errors.get(index if failed is None else failed)
         why = f" with {type(cause).__name__}: {cause}" if cause else ""
         if failed is not None:
-            why = f", as it waited for {self._plan.name(failed)!r}, which failed{why}"
+            what = "failed" if cause else "was left out"
+            why = f", as it waited for {self._plan.name(failed)!r}, which {what}{why}"
         raise MissingResult(f"task {name!r} has no value: it is {status.name.lower()}{why}.")
 
     def _skipped_for(self, index: int) -> int | None:
@@ -339,6 +356,7 @@ class RunResult:
             int(ledger.bytes[index]),
             ledger.errors.get(index),
             None if (failed := self._skipped_for(index)) is None else self._plan.name(failed),
+            ledger.fallbacks.get(index),
         )
 
     def _layer_row(self, layer: int) -> LayerRow | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     FAILED = 3
     SKIPPED = 4  # something it waits for failed
     CANCELLED = 5  # the run ended before it did
+    COMPENSATED = 6  # it was done, and undone when the run failed or was called off
 
 
 _RUNNING, _COMPLETED = int(Status.RUNNING), int(Status.COMPLETED)
@@ -60,6 +61,7 @@ class RunPolicy:
         grace_seconds: how long running tasks may go on after a failure ended the run.
         timeout: how long the run may take, seconds; None: as long as it does.
         layer_timeout: how long each layer may take, seconds, under the schedule "layers".
+        rollback: which completed tasks to undo when the run fails or is called off.
         seed: what chance in the run derives from.
         wear: when workers are renewed.
     """
@@ -70,6 +72,7 @@ class RunPolicy:
     grace_seconds: float = 1.0
     timeout: float | None = None
     layer_timeout: float | None = None
+    rollback: Literal["all", "upstream", "none"] | Callable[[str], object] = "all"
     seed: int = 0
     wear: Wear = Wear()
 
@@ -95,6 +98,14 @@ class Retried(NamedTuple):
     attempt: int
 
 
+class FellBack(NamedTuple):
+    """Effect: a task failed for good, and has a fallback of which this step is to be taken."""
+
+    task: int
+    attempt: int
+    step: int
+
+
 class TaskFailed(NamedTuple):
     """Effect: a task failed for good."""
 
@@ -113,7 +124,7 @@ class Halted(NamedTuple):
     """Effect: nothing more is handed out; what runs is to be ended."""
 
 
-Effect: TypeAlias = LayerStarted | LayerCompleted | Retried | TaskFailed | Skipped | Halted
+Effect: TypeAlias = LayerStarted | LayerCompleted | Retried | FellBack | TaskFailed | Skipped | Halted
 
 
 class Order(Protocol):
@@ -340,6 +351,7 @@ class RunState:
         self._bytes = bytearray(plan.n_tasks)
         self.status = np.frombuffer(self._bytes, np.int8)  # the same memory, as a column
         self.attempts: dict[int, int] = {}
+        self._steps: dict[int, int] = {}
         self.halted = False
         self._unsettled = plan.n_tasks
         self._out = 0
@@ -348,6 +360,11 @@ class RunState:
     def finished(self) -> bool:
         """Whether nothing runs and nothing is to be handed out."""
         return not self._out and (self.halted or not self._unsettled)
+
+    @property
+    def status_is_bad(self) -> bool:
+        """Whether something failed, or the run was ended before all was done."""
+        return self.halted or bool((self.status == Status.FAILED).any())
 
     def begin(self) -> list[Effect]:
         """Start the run."""
@@ -391,7 +408,8 @@ class RunState:
     def failed(self, task: int, *, may_retry: bool = True) -> list[Effect]:
         """Note that a task failed: it may be tried again if its retries allow, else it and what follows are settled.
 
-        One that may be tried again waits until `retry` makes it ready.
+        One that may be tried again waits until `retry` makes it ready; one with a fallback until that is done for it:
+        `retry`, `stand_in`, `replaced` or `left_out`.
         """
         self._out -= 1
         attempt = self.attempts.get(task, 1)
@@ -399,6 +417,13 @@ class RunState:
             self.attempts[task] = attempt + 1
             self.status[task] = Status.PENDING
             return [Retried(task, attempt + 1)]
+        step, fallback = self._steps.get(task, 0), self._plan.spec(task).options.fallback
+        if step < len(fallback) and not self.halted:
+            self._steps[task] = step + 1
+            if fallback[step].kind == "retry":
+                self.attempts[task] = attempt + 1
+            self.status[task] = Status.PENDING
+            return [FellBack(task, attempt, step)]
         self.status[task] = Status.FAILED
         self._unsettled -= 1
         effects: list[Effect] = [TaskFailed(task, attempt)]
@@ -410,6 +435,22 @@ class RunState:
         """Make a task ready again that is to be retried; nothing happens once the run was ended."""
         if not self.halted:
             self._order.put_back(int(self._plan.template_of[task]), range(task, task + 1))
+
+    def stand_in(self, task: int, template: int) -> None:
+        """Make ready what a worker is to run for a task that failed, by another template."""
+        if not self.halted:
+            self._order.put_back(template, range(task, task + 1))
+
+    def replaced(self, task: int) -> list[Effect]:
+        """Note that a task that failed has a value nevertheless."""
+        self._out += 1
+        return self.completed(range(task, task + 1))
+
+    def left_out(self, task: int) -> list[Effect]:
+        """Note that a task that failed is skipped, and so is what waits for it."""
+        self.status[task] = Status.SKIPPED
+        self._unsettled -= 1
+        return [*self._skip_after(task), *self._order.settle(range(task, task + 1))]
 
     def cancelled(self, tasks: Tasks) -> None:
         """Note that tasks which were handed out were ended with the run."""

@@ -18,7 +18,7 @@ from forgepar.backends.output import rules_here
 from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
-from forgepar.errors import UnpicklableArgument, UnpicklableCallable
+from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
@@ -45,7 +45,7 @@ class Cargo:
         self._used = set(
             np.flatnonzero(np.bincount(plan.template_of)).tolist()
         )  # a refused declaration may have left others
-        numbers = sorted({plan.callable_of[template] for template in self._used})
+        numbers = sorted({number for template in self._used for number in plan.callables_for(template)})
         self.callables = {number: _pickle_callable(plan, number) for number in numbers}
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
@@ -54,6 +54,9 @@ class Cargo:
         for number in self._used:
             for name, value in self.plan.templates[number].shared.items():
                 _check(value, self.plan, number, f"kwargs[{name!r}]")
+            for step in self.plan.specs[self.plan.templates[number].spec].options.fallback:
+                if step.kind == "value":
+                    _check(step.what, self.plan, number, "fallback=")
         if self.has_plain_constants:
             return
         starts = self.plan.constant_start
@@ -96,6 +99,8 @@ class Shipment:
         self._constant_start_at = self._plan.constant_start.data
         self._ordinal_at, self._layer_at = self._plan.ordinals.data, self._plan.layers.data
         self._shared: dict[int, Mapping[str, Wire]] = {}
+        self._undo = frozenset(self._plan.stand_ins.undo.values())
+        self._caught: dict[int, Wire] = {}
         self._segments: list[Wire] = []
         self._shipped: dict[int, Wire] = {}
         self._held = [_Held() for _ in range(n_slots)]
@@ -123,6 +128,18 @@ class Shipment:
         """
         dropped = self._held[slot].drops()
         return Batch(0, self._run, 0, 0, 0, (), (), b"", (), (), dropped) if dropped else None
+
+    def caught(self, task: int, error: Exception) -> None:
+        """Note what a task failed with, for what handles it."""
+        try:
+            self._caught[task] = encode(error, self._arena)
+        except Exception:
+            stand_in = RemoteError(
+                f"{type(error).__name__}: {error} (the exception itself cannot be pickled)",
+                type_name=f"{type(error).__module__}.{type(error).__qualname__}",
+                text=str(error),
+            )
+            self._caught[task] = encode(stand_in, self._arena)
 
     def keep(self, slot: int, task: int, wire: Wire) -> None:
         """Note that a worker holds a small value that it made."""
@@ -153,13 +170,17 @@ class Shipment:
         inputs: list[Wire] = []
         references = b""
         n_references = self._n_references[template]
-        if n_references and n_references * len(tasks) <= _FEW and isinstance(tasks, range):
+        if template in self._undo:
+            inputs, references = self._inputs(held, np.asarray(tasks, np.int32), values)
+        elif n_references and n_references * len(tasks) <= _FEW and isinstance(tasks, range):
             first = self._reference_start_at[tasks.start]
             wanted = self._references_at[first : first + n_references * len(tasks)].tolist()
             inputs = held.thin(wanted, [values[task] for task in wanted])
         elif n_references:
             inputs, references = self._inputs(held, self.references(tasks), values)
         constants = self._constants(held, tasks) if self._n_constants[template] else []
+        if template in self._plan.stand_ins.base_of and template not in self._undo:
+            constants = [self._caught[int(tasks[0])], *constants]
         numbers = tasks.start if isinstance(tasks, range) else tasks.tobytes()
         return Batch(
             number,
@@ -326,7 +347,8 @@ def _pickle_callable(plan: Plan, number: int) -> bytes:
     try:
         data: bytes = cloudpickle.dumps(shipped, protocol=5)
     except Exception as error:
-        name = plan.name(int(np.argmax(np.array(plan.callable_of)[plan.template_of] == number)))
+        of_template = np.array([number in plan.callables_for(template) for template in range(len(plan.templates))])
+        name = plan.name(int(np.argmax(of_template[plan.template_of])))
         raise UnpicklableCallable(
             f"task {name!r} has a callable that cannot be pickled ({type(error).__name__}: {error}). "
             "What it closes over must travel: open files, connections and locks inside it.",

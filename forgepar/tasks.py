@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from forgepar.errors import WorkflowError
+from forgepar.fallbacks import MISSING, steps_of
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes
 
@@ -67,10 +68,13 @@ class Options:
         timeout: seconds that an attempt may take on its worker, which is ended after them; None: any number.
         memory: bytes, or text such as "2GiB", that an attempt takes at most. Tasks that run at once never declare more
             together than can be had, and one that takes more is ended. None: it declares nothing and is not limited.
-        effects: whether it changes something outside of the run: files, tables. `Workflow.check` asks for a `compensate`
-            of such.
+        effects: whether it changes something outside of the run: files, tables. `Workflow.check` asks for a
+            `compensate` of such.
         compensate: undoes what the task did, given its value, or its value and a `TaskContext`; called on a worker when
             the run fails or is called off after the task was done.
+        fallback: what to do when the task failed for good: a value to have instead; a function of the error, or of the
+            error and the task's arguments, whose value to have instead; or a `RetryFallback`, `SkipFallback`,
+            `ChainFallback`.
     """
 
     name: str | None = None
@@ -82,6 +86,7 @@ class Options:
     memory: int | None = None
     effects: bool = False
     compensate: Callable[..., Any] | None = None
+    fallback: Any = MISSING
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
@@ -113,6 +118,7 @@ class Options:
         if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
             raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
         self._check_memory()
+        object.__setattr__(self, "fallback", steps_of(self.fallback))
         if self.compensate is not None and not callable(self.compensate):
             raise WorkflowError(
                 f"compensate={self.compensate!r} cannot be called. Give a function of the task's value."
@@ -155,7 +161,7 @@ class Task(Generic[P, R]):
 
         Args:
             **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-                ``memory``, ``effects``, ``compensate``.
+                ``memory``, ``effects``, ``compensate``, ``fallback``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -191,7 +197,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     Args:
         fn: any callable; left out in ``@task(...)``.
         **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-            ``memory``, ``effects``, ``compensate``.
+            ``memory``, ``effects``, ``compensate``, ``fallback``.
 
     Returns:
         A `Task`, or a decorator that makes one.
@@ -213,6 +219,26 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     if not callable(fn):
         raise WorkflowError(f"{fn!r} cannot be a task: it is not callable. Give a function.")
     return Task(fn, _changed(Options(), options))
+
+
+def attempt(fn: Callable[P, R], /, catch: Callable[..., R]) -> Task[P, R]:
+    """Give a function another one that gets its error, and whose value stands for its own then.
+
+    The same as ``task(fn).options(fallback=catch)``. It is called on a worker, after the task's ``retries``, whatever
+    the task ended by: an exception, the death of its worker, a timeout.
+
+    Args:
+        fn: any callable, or a `Task`.
+        catch: a function of the error, or of the error and the task's arguments.
+
+    Example:
+        >>> from forgepar import Workflow
+        >>> wf = Workflow()
+        >>> number = wf.add(attempt(int, catch=lambda error: -1), "seven")
+        >>> wf.run(backend="inline")[number]
+        -1
+    """
+    return task(fn).options(fallback=catch)
 
 
 def base_name(fn: Callable[..., Any]) -> str:

@@ -99,6 +99,15 @@ class Watch:
         chance = random.Random(f"{self._policy.seed} {self._plan.name(task)} {attempt}").random()
         heapq.heappush(self._retries, (now + backoff.wait_seconds(attempt, chance), task))
 
+    def delay_by(self, task: int, seconds: float, now: float) -> None:
+        """Let a task wait for some seconds."""
+        heapq.heappush(self._retries, (now + seconds, task))
+
+    def begin_rollback(self) -> None:
+        """Forget what the run was given: undoing is not part of that."""
+        self._run_ends_at = self._layer_ends_at = self.end_at = self.cancel_at = math.inf
+        self._retries.clear()
+
     def due_retries(self, now: float | None = None) -> list[int]:
         """Return the tasks that have waited long enough, by now or by `time.perf_counter`."""
         if not self._retries:

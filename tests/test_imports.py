@@ -14,18 +14,19 @@ import forgepar
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
     0: ["errors", "events", "cancellation", "columns", "machine", "backends.output", "values.segment", "values.meter"],
-    1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board", "contexts"],
-    2: ["values.arena", "tasks"],
+    1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board", "contexts", "fallbacks"],
+    2: ["values.arena", "adapters", "tasks"],
     3: ["values.codec", "values.folders", "workflow"],
     4: ["backends.wire", "values.inplace", "plan"],
     5: ["backends.worker", "backends.base", "runstate", "shipping"],
-    6: ["backends.process", "backends.inline", "result", "simulate"],
-    7: ["books", "console", "faults", "flight", "holdings", "watch"],
-    8: ["memory"],
-    9: ["dispatch"],
-    10: ["executor", "targets"],
-    11: ["cli", "examples.census"],
-    12: ["__main__", "__init__"],
+    6: ["backends.process", "backends.inline", "rollback", "simulate"],
+    7: ["result"],
+    8: ["books", "console", "faults", "flight", "holdings", "watch"],
+    9: ["memory"],
+    10: ["dispatch"],
+    11: ["executor", "targets"],
+    12: ["cli", "examples.census"],
+    13: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.

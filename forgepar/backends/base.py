@@ -97,8 +97,12 @@ class Backend(Protocol):
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
 
-    def call_off(self) -> None:
-        """Let tasks know, if they ask, that the run was called off, and `wake`; from any thread or signal handler."""
+    def call_off(self, *, is_off: bool = True) -> None:
+        """Let tasks know, if they ask, that the run was called off, and `wake`; from any thread or signal handler.
+
+        Args:
+            is_off: False lets them know that what runs from now on is wanted.
+        """
 
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""

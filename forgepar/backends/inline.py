@@ -82,9 +82,9 @@ class InlineBackend:
     def wake(self) -> None:
         """Do nothing: between batches this is awake, in one it is the task's turn."""
 
-    def call_off(self) -> None:
+    def call_off(self, *, is_off: bool = True) -> None:
         """Let the task that runs know, if it asks."""
-        self._words[CALLED_OFF] = 1
+        self._words[CALLED_OFF] = is_off
 
     def position(self, slot: int) -> int:  # noqa: ARG002
         """Return the mark of the task last run."""

@@ -200,10 +200,10 @@ class ProcessBackend:
         with suppress(OSError):  # as many wake-ups wait as it takes, or the backend is closed
             self._waker.send(b"!")
 
-    def call_off(self) -> None:
+    def call_off(self, *, is_off: bool = True) -> None:
         """Let tasks know, if they ask, that the run was called off, and wake."""
         for slot in self._slots:
-            slot.words[CALLED_OFF] = 1
+            slot.words[CALLED_OFF] = is_off
         self.wake()
 
     def position(self, slot: int) -> int:

@@ -1,0 +1,181 @@
+"""Undoing what a run had done, after it failed or was called off: the pure machine, and what it reports.
+
+Layer by layer, from the last one back, side by side within a layer: what a task built on is there until it is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgepar.plan import IntArray, Plan, Tasks, as_tasks
+from forgepar.runstate import Status
+
+# Which of the tasks that were done to undo: all, those that a failed one depended on, none, or those whose name this
+# function accepts.
+Strategy: TypeAlias = Literal["all", "upstream", "none"] | Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class RollbackReport:
+    """What became of the tasks that were done when a run failed or was called off.
+
+    Attributes:
+        compensated: names of those that were undone, in that order.
+        failed: what undoing failed with, by task name; these are as they were left.
+        n_without: how many were to be undone and have no ``compensate``.
+    """
+
+    compensated: tuple[str, ...] = ()
+    failed: dict[str, Exception] = field(default_factory=dict)
+    n_without: int = 0
+    _without: Callable[[], Iterable[str]] = field(default=tuple, repr=False, compare=False)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the tasks that were to be undone and have no ``compensate``."""
+        return tuple(self._without())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed to be undone."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        text = f"{len(self.compensated)} compensated, {len(self.failed)} failed, {self.n_without} without compensation"
+        return text + "".join(f"\n  {name}: {type(error).__name__}: {error}" for name, error in self.failed.items())
+
+
+class Rollback:
+    """What is still to be undone; handed out and answered as by a `RunState`.
+
+    Args:
+        plan: the workflow.
+        status: (n_tasks,) int8, where each task stands.
+        strategy: which of the completed ones to undo. Where it is a function and raises, the task at hand counts as
+            one that could not be undone.
+        failed: the tasks that failed.
+    """
+
+    halted = False
+
+    def __init__(self, plan: Plan, status: NDArray[np.int8], strategy: Strategy, failed: Sequence[int]) -> None:
+        self._plan = plan
+        self.attempts: dict[int, int] = {}
+        self.errors: dict[int, Exception] = {}
+        self.compensated: list[int] = []
+        chosen = self._choose(status, strategy, failed)
+        undo = np.full(len(plan.templates), -1, np.int32)
+        for base, number in plan.stand_ins.undo.items():
+            undo[base] = number
+        template = undo[plan.template_of]
+        self._without: IntArray = np.flatnonzero(chosen & (template < 0)).astype(np.int32)
+        self._layers = _by_layer(plan, np.flatnonzero(chosen & (template >= 0)).astype(np.int32), template)
+        self._ready: list[tuple[int, Tasks]] = []
+        self._n_ready = self._unsettled = 0
+        self._advance()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is undone, or failed to be."""
+        return not self._unsettled and not self._layers
+
+    def head(self) -> tuple[int, int] | None:
+        """Return the template of the tasks to undo next, and how many may be; None if none may."""
+        return (self._ready[-1][0], self._n_ready) if self._ready else None
+
+    def take(self, most: int) -> Tasks:
+        """Hand out up to ``most`` tasks of the head's template."""
+        template, tasks = self._ready.pop()
+        if len(tasks) > most:
+            self._ready.append((template, tasks[most:]))
+            tasks = tasks[:most]
+        self._n_ready -= len(tasks)
+        return tasks
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        """Take back tasks that were handed out but never begun."""
+        self._ready.append((template, tasks))
+        self._n_ready += len(tasks)
+
+    def completed(self, tasks: Tasks) -> None:
+        """Note that tasks are undone."""
+        self.compensated += tasks if isinstance(tasks, range) else tasks.tolist()
+        self._settle(len(tasks))
+
+    def failed(self, task: int, error: Exception) -> None:
+        """Note that a task could not be undone; the others are."""
+        self.errors[task] = error
+        self._settle(1)
+
+    def retry(self, task: int) -> None:
+        """Do nothing: a task that waited to be tried again was never done."""
+
+    def park(self) -> None:
+        """Do nothing: what undoes a task declares no memory."""
+
+    def unpark(self) -> None:
+        """Do nothing, for the same reason."""
+
+    def weigh(self, seconds: Sequence[float]) -> None:
+        """Do nothing: layers go back one by one."""
+
+    def report(self) -> RollbackReport:
+        """Return what became of the tasks."""
+        plan, without = self._plan, self._without
+        return RollbackReport(
+            tuple(map(plan.name, self.compensated)),
+            {plan.name(task): error for task, error in self.errors.items()},
+            len(without),
+            lambda: map(plan.name, without.tolist()),
+        )
+
+    def _choose(self, status: NDArray[np.int8], strategy: Strategy, failed: Sequence[int]) -> NDArray[np.bool_]:
+        """Return which completed tasks a strategy is for."""
+        completed: NDArray[np.bool_] = status == Status.COMPLETED
+        if strategy == "all":
+            return completed
+        if strategy == "upstream":
+            return completed & self._plan.graph.reversed().descendants(list(failed))
+        chosen = np.zeros(len(completed), np.bool_)
+        if callable(strategy):
+            for task in np.flatnonzero(completed).tolist():
+                try:
+                    chosen[task] = bool(strategy(self._plan.name(task)))
+                except Exception as error:
+                    self.errors[task] = error
+        return chosen
+
+    def _settle(self, n_tasks: int) -> None:
+        self._unsettled -= n_tasks
+        if not self._unsettled:
+            self._advance()
+
+    def _advance(self) -> None:
+        if self._layers:
+            for template, tasks in self._layers.pop():
+                self.put_back(template, tasks)
+            self._unsettled = self._n_ready
+
+
+def _by_layer(plan: Plan, tasks: IntArray, template: IntArray) -> list[list[tuple[int, Tasks]]]:
+    """Split tasks by layer, and by template within one; the last layer stands last."""
+    if not len(tasks):
+        return []
+    order = np.lexsort((tasks, template[tasks], plan.layers[tasks]))
+    tasks = tasks[order]
+    layers, templates = plan.layers[tasks], template[tasks]
+    cuts = np.flatnonzero((np.diff(layers) != 0) | (np.diff(templates) != 0)) + 1
+    found: list[list[tuple[int, Tasks]]] = []
+    last = -1
+    for group in np.split(tasks, cuts):
+        layer = int(plan.layers[group[0]])
+        if layer != last:
+            found.append([])
+            last = layer
+        found[-1].append((int(template[group[0]]), as_tasks(group)))
+    return found
