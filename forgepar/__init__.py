@@ -64,6 +64,7 @@ __all__ = [
     "find_cycle",
     "longest_path_layers",
     "task",
+    "when",
 ]
 
 # Where each name is; those that are in none of these are errors.
@@ -71,6 +72,7 @@ _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "branching": ("when",),
     "cancellation": ("CancellationToken",),
     "console": ("OutputLine",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
@@ -82,6 +84,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.console import OutputLine
     from forgepar.contexts import TaskContext, context

@@ -48,7 +48,7 @@ from forgepar.memory import Memory
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Outputs
 from forgepar.rollback import Rollback
-from forgepar.runstate import Effect, FellBack, LayerStarted, Retried, RunPolicy, RunState, Status, Wear
+from forgepar.runstate import Effect, FellBack, LayerStarted, Retried, RunPolicy, RunState, Skipped, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.values.codec import encode
 from forgepar.watch import Sentence, Watch
@@ -325,7 +325,7 @@ class Dispatcher:
             self.books.reply(tasks, reply)
             if n_good:
                 self._holdings.put(slot, tasks[:n_good], values)
-                self._note(self.state.completed(tasks[:n_good]))
+                self._complete(tasks[:n_good])
         if reply.ended:
             self._flights[slot].popleft()
             if flight.n_done < flight.n_own:
@@ -336,6 +336,20 @@ class Dispatcher:
             self._flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
             self._fail(int(tasks[-1]), flight.template, raised(reply.failure), slot, reply.failure.traceback)
+
+    def _complete(self, tasks: Tasks) -> None:
+        if self.plan.branchings:
+            self._decide(tasks)
+        self._note(self.state.completed(tasks))
+
+    def _decide(self, tasks: Tasks) -> None:
+        """Leave out the branches that values just known are against."""
+        for task in self.plan.branchings.keys() & set(map(int, tasks)):
+            effects = self.state.decide(task, is_true=bool(self._holdings.values[task]))
+            self._note(effects)
+            for effect in effects:
+                if isinstance(effect, Skipped):
+                    self._holdings.pass_over(effect.tasks)
 
     def _take_undone(self, tasks: Tasks) -> None:
         assert self.rollback is not None
@@ -487,6 +501,7 @@ class Dispatcher:
             self._note(self.state.left_out(task))
         else:
             self._holdings.put_one(task, encode(step.what, self._backend.arena))
+            self._decide(range(task, task + 1))
             self._note(self.state.replaced(task))
 
     def _obey_the_clock(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.columns import distinct
-from forgepar.plan import Plan, Tasks
+from forgepar.plan import IntArray, Plan, Tasks
 from forgepar.result import Outputs
 from forgepar.runstate import RunPolicy, Status
 from forgepar.shipping import Shipment
@@ -60,6 +60,12 @@ class Holdings:
             self.has_coded = True
         if self.has_coded:
             self._release(self._count_takers(range(task, task + 1)))
+
+    def pass_over(self, tasks: IntArray) -> None:
+        """Free what only tasks were still to take that are left out."""
+        if self.has_coded:
+            for task in tasks.tolist():
+                self._release(self._count_takers(range(task, task + 1)))
 
     def free_strays(self, pid: int) -> None:
         """Free what a dead worker had begun to write."""

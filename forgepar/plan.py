@@ -88,6 +88,7 @@ class Plan:
         callables: the distinct functions, without options.
         callable_of: which of them each template calls.
         constants: all constants, task by task; a task's begin at ``constant_start[task]``.
+        branchings: what the value of a task decides, by that task.
         references: int32, all tasks whose values are taken, task by task, from ``reference_start[task]`` on.
         ordinals: int32, what each task's name ends in, after the base of its spec; -1: nothing.
 
@@ -118,6 +119,7 @@ class Plan:
         n_constants = np.array([t.layout.n_constants for t in self.templates] or [0], np.int64)
         self.reference_start = _starts(n_references[self.template_of])
         self.constant_start = _starts(n_constants[self.template_of])
+        self.branchings = {branching.gate: branching for branching in workflow.branchings}
         self._before = np.array(workflow.before, np.int32)
         self._after = np.array(workflow.after, np.int32)
         self.ordinals: IntArray = np.array(workflow.ordinal_of, np.int32)

@@ -37,7 +37,8 @@ class TaskRecord:
         attempt: which attempt the record is about, from 1; 0 if it never ran.
         bytes: size of its value as it travelled, 0 for None, a number or short text.
         error: what it failed with, None if it did not.
-        skipped_for: name of the failed task that it waited for, where it was skipped; else None.
+        skipped_for: where it was skipped, name of the task that it waited for and that failed or was left out, or that
+            decided for the other branch; else None.
         fallback: what the last step of its fallback was, where it came to that; else None.
     """
 
@@ -337,6 +338,8 @@ class RunResult:
         if failed is not None:
             what = "failed" if cause else "was left out"
             why = f", as it waited for {self._plan.name(failed)!r}, which {what}{why}"
+            if self._status[failed] == Status.COMPLETED:
+                why = f", as {self._plan.name(failed)!r} decided for the other branch"
         raise MissingResult(f"task {name!r} has no value: it is {status.name.lower()}{why}.")
 
     def _skipped_for(self, index: int) -> int | None:

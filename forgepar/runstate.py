@@ -114,7 +114,7 @@ class TaskFailed(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Effect: tasks will not run, as they wait for one that failed (``cause``)."""
+    """Effect: tasks will not run: what they wait for failed or was left out, or a gate is against them (``cause``)."""
 
     tasks: IntArray
     cause: int
@@ -151,8 +151,13 @@ class Order(Protocol):
     def settle(self, tasks: Tasks) -> list[Effect]:
         """Note that tasks will not run again, and make ready what waited for them."""
 
-    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
-        """Leave out tasks that will never be ready, as something before them failed."""
+    def drop(self, skipped: NDArray[np.bool_], passed: IntArray | None = None) -> list[Effect]:
+        """Leave out tasks that are never to be ready.
+
+        Args:
+            skipped: (n_tasks,) all of them so far.
+            passed: those among them that others need not wait for; by default others are all left out, too.
+        """
 
     def weigh(self, seconds: NDArray[np.float64]) -> None:
         """Take in how long each task is believed to take."""
@@ -222,7 +227,7 @@ class Layered:
             return []
         return self._advance([LayerCompleted(self._layer, self._n_tasks)])
 
-    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
+    def drop(self, skipped: NDArray[np.bool_], passed: IntArray | None = None) -> list[Effect]:  # noqa: ARG002
         self._skipped = skipped  # they are all in layers to come
         return []
 
@@ -317,9 +322,9 @@ class Eager:
             self._make_ready(distinct(after[waits[after] == 0]))
         return []
 
-    def drop(self, skipped: NDArray[np.bool_]) -> list[Effect]:
-        self._waits[skipped] = self._plan.n_tasks + 1  # more than can ever be done
-        return []
+    def drop(self, skipped: NDArray[np.bool_], passed: IntArray | None = None) -> list[Effect]:
+        self._waits[skipped] = 2 * self._plan.n_tasks + 1  # more than can ever be done or passed over
+        return [] if passed is None else self.settle(passed)
 
     def weigh(self, seconds: NDArray[np.float64]) -> None:
         self._priority = longest_remaining(self._plan.graph, seconds)
@@ -430,6 +435,22 @@ class RunState:
         if self._policy.fail_fast:
             return effects if self.halted else [*effects, *self.halt()]
         return [*effects, *self._skip_after(task), *self._order.settle(range(task, task + 1))]
+
+    def decide(self, gate: int, *, is_true: bool) -> list[Effect]:
+        """Leave out the branch that a gate's value, just known, is against; the gate is `completed` only after this."""
+        branching = self._plan.branchings[gate]
+        taken, left = (branching.then, branching.otherwise) if is_true else (branching.otherwise, branching.then)
+        graph = self._plan.graph
+        out = graph.descendants(list(left)) & ~graph.descendants([*taken, branching.join])
+        out[branching.join] = False
+        out[left.start : left.stop] = True
+        out &= self.status == Status.PENDING
+        tasks = np.flatnonzero(out).astype(np.int32)
+        if not len(tasks):
+            return []
+        self.status[tasks] = Status.SKIPPED
+        self._unsettled -= len(tasks)
+        return [Skipped(tasks, gate), *self._order.drop(self.status == Status.SKIPPED, tasks)]
 
     def retry(self, task: int) -> None:
         """Make a task ready again that is to be retried; nothing happens once the run was ended."""

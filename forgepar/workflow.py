@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
 from forgepar.errors import (
@@ -41,6 +41,18 @@ class TemplateRow:
     spec: int
     layout: Layout
     shared: Mapping[str, Any]
+
+
+class Branching(NamedTuple):
+    """Tasks of which those of one range run: ``then`` if the value of ``gate`` is true, else ``otherwise``.
+
+    What waits for the other range is skipped, but ``join``, and what waits for the one that runs as well.
+    """
+
+    gate: int
+    then: range
+    otherwise: range
+    join: int
 
 
 class Engine:
@@ -79,6 +91,7 @@ class Workflow:
         # Order without data:
         self.before = array("i")
         self.after = array("i")
+        self.branchings: list[Branching] = []
         self.explicit_names: dict[int, str] = {}
         self._names_taken: set[str] = set()
         self._counters: dict[str, int] = {}
