@@ -36,6 +36,7 @@ __all__ = [
     "RunResult",
     "RunTimeout",
     "SkipFallback",
+    "Subflow",
     "Task",
     "TaskContext",
     "TaskError",
@@ -76,6 +77,7 @@ _HOME = {
     "cancellation": ("CancellationToken",),
     "console": ("OutputLine",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
+    "subflow": ("Subflow",),
     "rollback": ("RollbackReport",),
     "contexts": ("TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
+    from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task
     from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow

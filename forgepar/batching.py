@@ -27,6 +27,12 @@ class Durations:
         self.seconds = [math.nan] * n_callables
         self._seen = [0] * n_callables
 
+    def grow(self, n_callables: int) -> None:
+        """Make room for more callables."""
+        n_new = n_callables - len(self.seconds)
+        self.seconds += [math.nan] * n_new
+        self._seen += [0] * n_new
+
     def observe(self, number: int, seconds: float, n_tasks: int) -> None:
         """Take in that ``n_tasks`` tasks of a callable took ``seconds`` together.
 

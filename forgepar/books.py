@@ -22,6 +22,7 @@ from forgepar.events import (
     WorkflowTaskParallelCompleted,
     WorkflowTaskParallelStarted,
     WorkflowTaskRetried,
+    WorkflowTasksAdded,
     WorkflowToolFallback,
     WorkflowValueSpilled,
     WorkflowWorkerDied,
@@ -52,11 +53,23 @@ class Books:
         self.ledger.n_slots = n_slots
         self._plan = plan
         self._sinks = sinks
+        self._read()
+        self._replies: list[tuple[Tasks, Reply]] = []
+        self._effects: list[Effect] = []
+
+    def _read(self) -> None:
         # A single row is written through these: numpy would take five times as long.
         self._start_at, self._duration_at = self.ledger.start.data, self.ledger.duration.data
         self._worker_at = self.ledger.worker.data
-        self._replies: list[tuple[Tasks, Reply]] = []
-        self._effects: list[Effect] = []
+
+    def grow(self, plan: Plan, task: int) -> None:
+        """Go on with a plan that has more tasks, as a task turned out to be some."""
+        n_new = plan.n_tasks - self._plan.n_tasks
+        self.keep()
+        self._plan = plan
+        self.ledger.grow(plan.n_tasks)
+        self._read()
+        self._emit([WorkflowTasksAdded(time.time(), plan.name(task), n_new, plan.n_layers)])
 
     def begin(self) -> None:
         """Note the start of the run."""

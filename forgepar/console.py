@@ -59,6 +59,10 @@ class Console:
         self._warned: dict[bytes, int] = {}  # by what was told, who told it first
         self.progress: dict[int, tuple[float, str]] = {}
 
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks."""
+        self._plan = plan
+
     def hear(self, slot: int, said: Sequence[Said], at: int) -> None:
         """Show what a slot told.
 

@@ -20,6 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
 from forgepar.backends.board import NO_LIMIT, mark, unmark
@@ -50,7 +51,7 @@ from forgepar.result import Outputs
 from forgepar.rollback import Rollback
 from forgepar.runstate import Effect, FellBack, LayerStarted, Retried, RunPolicy, RunState, Skipped, Status, Wear
 from forgepar.shipping import Shipment
-from forgepar.values.codec import encode
+from forgepar.values.codec import Wire, decode, encode, is_segment
 from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
@@ -325,7 +326,10 @@ class Dispatcher:
             self.books.reply(tasks, reply)
             if n_good:
                 self._holdings.put(slot, tasks[:n_good], values)
-                self._complete(tasks[:n_good])
+                if reply.subflows:
+                    self._complete_subflows(tasks[:n_good], flight.template, reply)
+                else:
+                    self._complete(tasks[:n_good])
         if reply.ended:
             self._flights[slot].popleft()
             if flight.n_done < flight.n_own:
@@ -341,6 +345,41 @@ class Dispatcher:
         if self.plan.branchings:
             self._decide(tasks)
         self._note(self.state.completed(tasks))
+
+    def _complete_subflows(self, tasks: Tasks, template: int, reply: Reply) -> None:
+        """Complete tasks of which some returned a workflow, when that has joined the run; fail those whose cannot."""
+        pending = set(map(int, tasks))
+        for place, wire in reply.subflows:
+            task = int(tasks[place])
+            try:
+                if not self.state.halted:
+                    self._splice(task, wire)
+            except Exception as error:
+                pending.remove(task)
+                self._fail(task, template, error, reply.slot, "")
+            finally:
+                if is_segment(wire):
+                    self._backend.arena.free(wire)
+        for task in sorted(pending):
+            self._complete(range(task, task + 1))
+
+    def _splice(self, task: int, wire: Wire) -> None:
+        """Have the tasks of a workflow that a task returned join the run.
+
+        Raises:
+            Exception: they cannot; everything is as before.
+        """
+        plan = self.plan.spliced(task, decode(wire, self._backend.arena))
+        self._memory.grow(plan)
+        self._shipment.grow(plan)
+        self.plan = plan
+        self.state.grow(plan)
+        self.books.grow(plan, task)
+        self._holdings.grow(plan, self._policy)
+        self._watch.grow(plan)
+        self._durations.grow(len(plan.callables))
+        self._console.grow(plan)
+        self._backend.open(max(end - begin for begin, end in pairwise(plan.layer_start)))
 
     def _decide(self, tasks: Tasks) -> None:
         """Leave out the branches that values just known are against."""

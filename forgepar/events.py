@@ -75,6 +75,15 @@ class WorkflowToolFallback(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowTasksAdded(Event):
+    """A task returned a workflow, whose tasks joined the run; ``layer_count`` is that of all there is now."""
+
+    task: str
+    task_count: int
+    layer_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowTaskRolledBack(Event):
     """A task that was done was undone, or (``error``) could not be."""
 

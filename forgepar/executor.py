@@ -32,6 +32,7 @@ from forgepar.result import RunResult
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
 from forgepar.shipping import Cargo, Shipment
+from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
 from forgepar.workflow import Engine, Workflow
 
 
@@ -202,6 +203,7 @@ class WorkflowExecutor:
             if forget is not None:
                 forget()
         undone = dispatcher.rollback.report() if dispatcher.rollback is not None else RollbackReport()
+        plan = dispatcher.plan
         result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs, undone)
         if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)

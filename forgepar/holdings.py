@@ -53,6 +53,17 @@ class Holdings:
         if self.has_coded:
             self._release(self._count_takers(tasks))
 
+    def grow(self, plan: Plan, policy: RunPolicy) -> None:
+        """Go on with a plan that has more tasks, of which one stands for a task before them; see `Plan.spliced`."""
+        n = len(self.values)
+        task, last = next(reversed(plan.alias.items()))
+        self.values += [None] * (plan.n_tasks - n)
+        self._kept = np.append(self._kept, np.full(plan.n_tasks - n, policy.outputs == "all"))
+        self._kept[last] |= self._kept[task]
+        self._held = self._kept if policy.rollback == "none" else self._kept | _undoable(plan)
+        self._takers = np.append(self._takers, np.bincount(plan.references, minlength=plan.n_tasks)[n:])
+        self._takers[last], self._takers[task] = self._takers[task], 0
+
     def put_one(self, task: int, value: Wire) -> None:
         """Take in a value that no worker made."""
         self.values[task] = value

@@ -38,11 +38,8 @@ class Memory:
     """
 
     def __init__(self, plan: Plan, backend: Backend, available: int) -> None:
-        self._plan = plan
         self._backend = backend
-        self._declared = plan.memories
         self._available = available
-        self.is_declared = any(self._declared)
         self._look_at = self._guard_at = -math.inf
         self._tree_at = -math.inf
         self._is_scarce = False
@@ -50,7 +47,16 @@ class Memory:
         self._trees: dict[int, list[Any]] = {}
         self._idle: dict[int, int] = {}
         self.total = total_memory()
-        for template, need in enumerate(self._declared):
+        self.grow(plan)
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks.
+
+        Raises:
+            InsufficientMemory: one of them declares more than can be had.
+        """
+        declared, available = plan.memories, self._available
+        for template, need in enumerate(declared):
             if need > available:
                 name = plan.name(int((plan.template_of == template).argmax()))
                 raise InsufficientMemory(
@@ -60,6 +66,9 @@ class Memory:
                     needed=need,
                     available=available,
                 )
+        self._plan = plan
+        self._declared = declared
+        self.is_declared = any(declared)
 
     # Admission
 

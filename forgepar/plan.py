@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -42,11 +43,21 @@ class StandIns:
         of_base: the same the other way round, for templates that have any.
     """
 
-    def __init__(self, plan: Plan, n_templates: int) -> None:
+    def __init__(self) -> None:
         self.undo: dict[int, int] = {}
         self.catch: dict[tuple[int, int], int] = {}
         self.base_of: dict[int, int] = {}
         self.of_base: dict[int, list[int]] = {}
+
+    def copy(self) -> StandIns:
+        """Return one to be extended, while this stays as it is."""
+        twin = StandIns()
+        twin.undo, twin.catch, twin.base_of = dict(self.undo), dict(self.catch), dict(self.base_of)
+        twin.of_base = {base: list(numbers) for base, numbers in self.of_base.items()}
+        return twin
+
+    def extend(self, plan: Plan, templates: range) -> None:
+        """Put the stand-ins for some templates of a plan behind all that it has."""
         rows: list[TemplateRow] = []
         numbers: dict[tuple[str, int], int] = {}
 
@@ -62,7 +73,8 @@ class StandIns:
             self.of_base.setdefault(base, []).append(number)
             return number
 
-        for base, row in enumerate(plan.templates[:n_templates]):
+        for base in templates:
+            row = plan.templates[base]
             options = plan.specs[row.spec].options
             if options.compensate is not None:
                 self.undo[base] = add(base, "undo", _ITS_VALUE, {}, options.compensate)
@@ -89,6 +101,7 @@ class Plan:
         callable_of: which of them each template calls.
         constants: all constants, task by task; a task's begin at ``constant_start[task]``.
         branchings: what the value of a task decides, by that task.
+        alias: the task whose value stands for that of a task which returned a subflow.
         references: int32, all tasks whose values are taken, task by task, from ``reference_start[task]`` on.
         ordinals: int32, what each task's name ends in, after the base of its spec; -1: nothing.
 
@@ -111,7 +124,8 @@ class Plan:
                 self.callables.append(spec.fn)
             of_spec.append(numbers[id(plain)])
         self.callable_of: list[int] = [of_spec[template.spec] for template in self.templates]
-        self.stand_ins = StandIns(self, len(self.templates))
+        self.stand_ins = StandIns()
+        self.stand_ins.extend(self, range(len(self.templates)))
         self.template_of: IntArray = np.array(workflow.template_of, np.int32)
         self.references: IntArray = np.array(workflow.references, np.int32)
         self.constants = workflow.constants  # only ever appended to, so shared
@@ -123,8 +137,55 @@ class Plan:
         self._before = np.array(workflow.before, np.int32)
         self._after = np.array(workflow.after, np.int32)
         self.ordinals: IntArray = np.array(workflow.ordinal_of, np.int32)
+        self.alias: dict[int, int] = {}
         self._explicit = dict(workflow.explicit_names)
         self.ordinals[list(self._explicit)] = -1  # a name that was given is the base itself
+
+    def spliced(self, task: int, inner: Workflow) -> Plan:
+        """Return a plan with the tasks of another workflow behind those of this one, as what one task turned out to be.
+
+        They wait for that task; what waited for it waits for the last of them, whose value stands for its own. All
+        numbers of this plan stay what they are. Cost: O(n + m) of the whole.
+
+        Raises:
+            CyclicWorkflow: the other workflow's tasks wait for each other in a circle.
+        """
+        n, prefix = self.n_tasks, self.name(task)
+        last = n + len(inner) - 1
+        new = object.__new__(Plan)
+        new.__dict__ = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+        n_templates, n_specs = len(self.templates), len(self.specs)
+        new.n_tasks = last + 1
+        new.specs = (*self.specs, *(replace(spec, base=f"{prefix}/{spec.base}") for spec in inner.specs))
+        rows = [TemplateRow(row.spec + n_specs, row.layout, row.shared) for row in inner.templates]
+        new.templates = (*self.templates, *rows)
+        new.callables, new.callable_of = [*self.callables], [*self.callable_of]
+        first_callable = len(new.callables)
+        new.callables += [spec.fn for spec in inner.specs]
+        new.callable_of += [first_callable + row.spec for row in inner.templates]
+        new.stand_ins = self.stand_ins.copy()
+        new.stand_ins.extend(new, range(n_templates, len(new.templates)))
+        template_of, references = np.array(inner.template_of, np.int32), np.array(inner.references, np.int32)
+        new.template_of = np.concatenate([self.template_of, template_of + np.int32(n_templates)])
+        new.references = np.concatenate([_redirected(self.references, task, last), references + np.int32(n)])
+        new.constants = [*self.constants, *inner.constants]
+        new.reference_start = _longer(self.reference_start, [r.layout.n_references for r in rows], template_of)
+        new.constant_start = _longer(self.constant_start, [r.layout.n_constants for r in rows], template_of)
+        new.ordinals = np.concatenate([self.ordinals, np.array(inner.ordinal_of, np.int32)])
+        new.ordinals[[n + i for i in inner.explicit_names]] = -1
+        new._explicit = self._explicit | {n + i: f"{prefix}/{name}" for i, name in inner.explicit_names.items()}
+        new.branchings = self.branchings | {b.gate + n: b.shifted(n) for b in inner.branchings}
+        new.alias = self.alias | {task: last}
+        waits = np.zeros(len(inner), np.bool_)
+        waits[np.array(inner.after, np.int32)] = True
+        waits |= np.diff(new.reference_start[n:]) > 0
+        first = np.flatnonzero(~waits).astype(np.int32) + np.int32(n)
+        before, after = (np.array(column, np.int32) + np.int32(n) for column in (inner.before, inner.after))
+        starts = np.full(len(first), task, np.int32)
+        new._before = np.concatenate([_redirected(self._before, task, last), before, starts])
+        new._after = np.concatenate([self._after, after, first])
+        new.layers  # noqa: B018  (they cannot be had of a cycle)
+        return new
 
     @cached_property
     def graph(self) -> Adjacency:
@@ -274,6 +335,20 @@ class Plan:
                 if self.ordinals[task] == ordinal and task not in self._explicit:
                     found.append(task)
         return found
+
+
+_DERIVED = frozenset(name for name, value in vars(Plan).items() if isinstance(value, cached_property))
+
+
+def _redirected(column: IntArray, old: int, new: int) -> IntArray:
+    found: IntArray = np.where(column == old, np.int32(new), column)
+    return found
+
+
+def _longer(starts: NDArray[np.int64], counts: list[int], template_of: IntArray) -> NDArray[np.int64]:
+    """Return where the rows of more tasks start, after those that are there."""
+    more = np.cumsum(np.array(counts or [0], np.int64)[template_of])
+    return np.concatenate([starts, starts[-1] + more])
 
 
 def as_tasks(numbers: IntArray) -> Tasks:

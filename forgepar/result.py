@@ -128,6 +128,14 @@ class Ledger:
         self.cpu_seconds = 0.0
         self.peak_rss = 0
 
+    def grow(self, n_tasks: int) -> None:
+        """Make room for more tasks."""
+        more = Ledger(n_tasks - len(self.start))
+        for name in ("start", "duration", "worker", "bytes"):
+            setattr(self, name, np.append(getattr(self, name), getattr(more, name)))
+        if self.skipped_for is not None:
+            self.skipped_for = np.append(self.skipped_for, np.full(len(more.start), -1, np.int32))
+
 
 class Outputs:
     """The values that a result keeps, as they travelled; each is decoded when it is first asked for.
@@ -324,6 +332,7 @@ class RunResult:
         return key.index if isinstance(key, TaskHandle) else self._plan.find(key)
 
     def _value(self, index: int) -> Any:
+        index = self._plan.alias.get(index, index)
         if index in self._values:
             return self._values[index]
         name, status = self._plan.name(index), Status(int(self._status[index]))

@@ -162,18 +162,15 @@ class Order(Protocol):
     def weigh(self, seconds: NDArray[np.float64]) -> None:
         """Take in how long each task is believed to take."""
 
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks behind those of the last one; see `Plan.spliced`."""
+
 
 class Layered:
     """Layer by layer, with a barrier between; in the order of the plan within one."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._starts = plan.layer_start
-        self._order = plan.order
-        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
-        self._order_at, self._group_end_at, self._template_at = (
-            column.data for column in (plan.order, plan.group_end, plan.template_of)
-        )
+        self._read(plan)
         self._layer = -1
         self._at = self._end = 0
         self._n_tasks = self._unsettled = 0
@@ -181,6 +178,21 @@ class Layered:
         self._n_back = 0
         self._parked: list[tuple[int, Tasks]] = []
         self._skipped: NDArray[np.bool_] | None = None
+
+    def _read(self, plan: Plan) -> None:
+        self._plan = plan
+        self._starts = plan.layer_start
+        self._order = plan.order
+        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
+        self._order_at, self._group_end_at, self._template_at = (
+            column.data for column in (plan.order, plan.group_end, plan.template_of)
+        )
+
+    def grow(self, plan: Plan) -> None:
+        # The layers up to this one are what they were, and so is their place in the order.
+        if self._skipped is not None:
+            self._skipped = np.append(self._skipped, np.zeros(plan.n_tasks - self._plan.n_tasks, np.bool_))
+        self._read(plan)
 
     def begin(self) -> list[Effect]:
         return self._advance([])
@@ -270,6 +282,12 @@ class Eager:
         self._n_back = 0
         self._parked: list[tuple[int, Tasks]] = []
         self._priority = longest_remaining(plan.graph, np.ones(plan.n_tasks))
+
+    def grow(self, plan: Plan) -> None:
+        n = self._plan.n_tasks
+        self._plan = plan
+        self._waits = np.append(self._waits, plan.graph.in_degrees()[n:].astype(np.int32))
+        self._priority = np.append(self._priority, np.zeros(plan.n_tasks - n))
 
     def begin(self) -> list[Effect]:
         self._make_ready(np.flatnonzero(self._waits == 0))
@@ -451,6 +469,15 @@ class RunState:
         self.status[tasks] = Status.SKIPPED
         self._unsettled -= len(tasks)
         return [Skipped(tasks, gate), *self._order.drop(self.status == Status.SKIPPED, tasks)]
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks behind those of the last one; see `Plan.spliced`."""
+        n_new = plan.n_tasks - self._plan.n_tasks
+        self._plan = plan
+        self._bytes = self._bytes + bytearray(n_new)
+        self.status = np.frombuffer(self._bytes, np.int8)
+        self._unsettled += n_new
+        self._order.grow(plan)
 
     def retry(self, task: int) -> None:
         """Make a task ready again that is to be retried; nothing happens once the run was ended."""

@@ -42,13 +42,25 @@ class Cargo:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._used = set(
-            np.flatnonzero(np.bincount(plan.template_of)).tolist()
-        )  # a refused declaration may have left others
-        numbers = sorted({number for template in self._used for number in plan.callables_for(template)})
-        self.callables = {number: _pickle_callable(plan, number) for number in numbers}
+        # A refused declaration may have left templates that no task has.
+        self._used = set(np.flatnonzero(np.bincount(plan.template_of)).tolist())
+        self.callables: dict[int, bytes] = {}
+        self._pickle_callables(plan, self._used)
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks; they came from a worker, so what they hold can be pickled."""
+        n_tasks, n_constants = self.plan.n_tasks, len(self.plan.constants)
+        self._pickle_callables(plan, set(plan.template_of[n_tasks:].tolist()))
+        self.plan = plan
+        self.has_plain_constants = self.has_plain_constants and ATOMIC.issuperset(
+            map(type, plan.constants[n_constants:])
+        )
+
+    def _pickle_callables(self, plan: Plan, templates: set[int]) -> None:
+        for number in sorted({number for template in templates for number in plan.callables_for(template)}):
+            self.callables[number] = _pickle_callable(plan, number)
 
     def _check_constants(self) -> None:
         for number in self._used:
@@ -85,25 +97,36 @@ class Shipment:
         self, cargo: Cargo, arena: Arena, run: int, n_slots: int, facts: RunFacts, *, one_layer: bool = True
     ) -> None:
         self._cargo = cargo
-        self._plan = cargo.plan
         self._arena = arena
         self._run = run
         self._facts = (facts, rules_here())
         self._one_layer = one_layer
-        self._layouts = [template.layout for template in self._plan.templates]
-        self._n_references = [layout.n_references for layout in self._layouts]
-        self._n_constants = [layout.n_constants for layout in self._layouts]
-        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
-        self._references_at = self._plan.references.data
-        self._reference_start_at = self._plan.reference_start.data
-        self._constant_start_at = self._plan.constant_start.data
-        self._ordinal_at, self._layer_at = self._plan.ordinals.data, self._plan.layers.data
+        self._read(cargo.plan)
         self._shared: dict[int, Mapping[str, Wire]] = {}
-        self._undo = frozenset(self._plan.stand_ins.undo.values())
         self._caught: dict[int, Wire] = {}
         self._segments: list[Wire] = []
         self._shipped: dict[int, Wire] = {}
         self._held = [_Held() for _ in range(n_slots)]
+
+    def _read(self, plan: Plan) -> None:
+        self._plan = plan
+        self._n_references = [template.layout.n_references for template in plan.templates]
+        self._n_constants = [template.layout.n_constants for template in plan.templates]
+        self._undo = frozenset(plan.stand_ins.undo.values())
+        # Single elements are read through these: indexing a numpy array costs three times as much, more when cold.
+        self._references_at = plan.references.data
+        self._reference_start_at = plan.reference_start.data
+        self._constant_start_at = plan.constant_start.data
+        self._ordinal_at, self._layer_at = plan.ordinals.data, plan.layers.data
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks.
+
+        Raises:
+            UnpicklableCallable: one of them has a callable that came from a worker, but does not go back.
+        """
+        self._cargo.grow(plan)
+        self._read(plan)
 
     def forget(self, slot: int) -> None:
         """Note that a slot has a new worker, which holds nothing."""

@@ -56,17 +56,21 @@ class Watch:
         self.sentences: dict[int, Sentence] = {}
         self.end_at = math.inf
         self.cancel_at = math.inf
-        self._plan = plan
         self._policy = policy
         self._backend = backend
-        self._timeouts = plan.timeouts
-        self._has_timeouts = any(timeout is not None for timeout in plan.timeouts)
+        self.grow(plan)
         self._retries: list[tuple[float, int]] = []
         self._run_ends_at = math.inf
         self._layer_ends_at = math.inf
         self._layer = -1
         self._seen: dict[int, int] = {}
         self._look_at = math.inf
+
+    def grow(self, plan: Plan) -> None:
+        """Go on with a plan that has more tasks."""
+        self._plan = plan
+        self._timeouts = plan.timeouts
+        self._has_timeouts = any(timeout is not None for timeout in plan.timeouts)
 
     def begin(self, now: float) -> None:
         """Note the start of the run."""

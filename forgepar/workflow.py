@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
 from forgepar.errors import (
@@ -32,6 +32,13 @@ class Spec:
     fn: Callable[..., Any]
     options: Options
     base: str
+
+    def without_handles(self) -> Spec:
+        """Return the same without the handles among its options."""
+        if not self.options.after:
+            return self
+        fn = self.fn.options(after=()) if isinstance(self.fn, Task) else self.fn
+        return Spec(fn, replace(self.options, after=()), self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,18 @@ class Branching(NamedTuple):
     otherwise: range
     join: int
 
+    def shifted(self, n: int) -> Branching:
+        """Return the same of tasks whose numbers are ``n`` higher."""
+        then, otherwise = (range(part.start + n, part.stop + n) for part in (self.then, self.otherwise))
+        return Branching(self.gate + n, then, otherwise, self.join + n)
+
 
 class Engine:
     """What `Workflow` needs of rooms that rank above it: they put it here when they are imported."""
 
     freeze: Callable[[Workflow], Any]
     run: Callable[[Workflow, dict[str, Any]], Any]
+    fan_out: Callable[[Workflow, Any, Sequence[Any], Mapping[str, Any]], TaskHandle]
 
 
 class Workflow:
@@ -101,6 +114,15 @@ class Workflow:
 
     def __len__(self) -> int:
         return len(self.template_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Objects are known by their ids, which do not travel; nor do handles, whose order is in the columns.
+        return {
+            **self.__dict__,
+            "_plan": None,
+            "_spec_of": {},
+            "specs": [spec.without_handles() for spec in self.specs],
+        }
 
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r} of {len(self)} tasks>"
@@ -149,17 +171,26 @@ class Workflow:
         self._plan = None
         return TaskHandle(self, index)
 
-    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **constants: Any) -> TaskHandles:
+    @overload
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **constants: Any) -> TaskHandles: ...
+    @overload
+    def map(self, fn: Callable[..., Any], /, *iterables: TaskHandle, **constants: Any) -> TaskHandle: ...
+    @overload
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any] | TaskHandle, **constants: Any) -> Any: ...
+    def map(self, fn: Callable[..., Any], /, *iterables: Any, **constants: Any) -> TaskHandles | TaskHandle:
         """Add one task for each item, or for each row of items of several iterables of one length.
 
         Args:
             fn: a function, or a `Task` where it needs options.
-            *iterables: positional arguments, one item a task. Items may be handles, or hold some.
+            *iterables: positional arguments, one item a task. Items may be handles, or hold some. A handle in the
+                place of an iterable stands for a list that is known only when the workflow runs: the tasks are added
+                then, and what this returns is one handle, for the list of their values.
             **constants: given to every task by keyword. They travel to a worker once a run and are the same objects
                 to all tasks it runs: do not change them. They hold no handles.
 
         Returns:
-            The tasks' handles, in the order of the items; as an argument they stand for the list of all values.
+            The tasks' handles, in the order of the items; as an argument they stand for the list of all values. Where
+            an iterable is a handle: one handle, which stands for that list.
 
         Raises:
             WorkflowError: no iterable, iterables of unequal length, or a handle among the constants.
@@ -171,6 +202,8 @@ class Workflow:
             >>> [handle.name for handle in parsed]
             ['int-0', 'int-1']
         """
+        if any(isinstance(column, TaskHandle) for column in iterables):
+            return Engine.fan_out(self, fn, iterables, constants)
         spec = self._spec(fn)
         columns = [column if isinstance(column, (TaskHandles, range)) else list(column) for column in iterables]
         n_tasks = self._common_length(fn, columns)

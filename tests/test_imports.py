@@ -17,7 +17,7 @@ RANKS = {
     1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board", "contexts", "fallbacks"],
     2: ["values.arena", "adapters", "tasks"],
     3: ["values.codec", "values.folders", "workflow"],
-    4: ["backends.wire", "values.inplace", "branching", "plan"],
+    4: ["backends.wire", "values.inplace", "branching", "plan", "subflow"],
     5: ["backends.worker", "backends.base", "runstate", "shipping"],
     6: ["backends.process", "backends.inline", "rollback", "simulate"],
     7: ["result"],

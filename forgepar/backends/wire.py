@@ -134,6 +134,7 @@ class Reply(NamedTuple):
         ended: nothing more comes of this batch; what has no outcome was not begun.
         cpu_seconds: CPU time of the worker process since it last told, 0 where it did not look.
         peak_rss: largest resident memory of the worker process so far, bytes, 0 where it did not look.
+        subflows: for each task that returned one, its place in ``values`` and the pickled workflow to run in its place.
     """
 
     slot: int
@@ -145,6 +146,7 @@ class Reply(NamedTuple):
     ended: bool
     cpu_seconds: float
     peak_rss: int
+    subflows: Sequence[tuple[int, Wire]] = ()
 
 
 class Hello(NamedTuple):

@@ -142,6 +142,7 @@ class Worker:
         self._sampled_at = time.perf_counter()
         self._run = -1
         self._batch: Batch | None = None
+        self._subflows: list[tuple[int, Wire]] = []
         self._facts = RunFacts("", "", 0, float("inf"))
         self._context: TaskContext | None = None
         self._context_at = 0
@@ -315,8 +316,18 @@ class Worker:
         return decoded
 
     def _result(self, value: Any, batch: Batch, position: int) -> Wire:
+        kind = type(value)
+        if kind.__name__ == "Subflow" and kind.__module__ == "forgepar.subflow":
+            self._subflows.append((position, self._encoded(value.workflow)))
+            return None
+        wire = self._encoded(value)
+        if type(wire) is tuple and type(wire[0]) is bytes:
+            self._kept[_task_number(batch, position)] = wire
+        return wire
+
+    def _encoded(self, value: Any) -> Wire:
         try:
-            wire = encode(value, self._arena)
+            return encode(value, self._arena)
         except ArenaFull:
             raise
         except Exception as error:
@@ -326,9 +337,6 @@ class Worker:
                 "Return plain data, and open files, connections and locks inside the task that uses them."
             )
             raise UnpicklableResult(message) from error
-        if type(wire) is tuple and type(wire[0]) is bytes:
-            self._kept[_task_number(batch, position)] = wire
-        return wire
 
     def _failure(self, position: int, error: BaseException) -> Failure:
         if isinstance(error, KeyboardInterrupt) and self._interruptible:
@@ -357,7 +365,11 @@ class Worker:
             self._sampled_at = marks[-1]
             cpu, rss = _usage()
             spent, self._cpu = cpu - self._cpu, cpu
-        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss)
+        subflows: Sequence[tuple[int, Wire]] = ()
+        if self._subflows:
+            subflows = [(position - first, wire) for position, wire in self._subflows]
+            self._subflows = []
+        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss, subflows)
 
     def _begin(self, run: int) -> None:
         """Forget the last run where this is another one."""
