@@ -33,8 +33,11 @@ __all__ = [
     "ResultReleased",
     "RetryFallback",
     "RollbackReport",
+    "RunProgress",
     "RunResult",
+    "RunSnapshot",
     "RunTimeout",
+    "RunningTask",
     "SkipFallback",
     "Subflow",
     "Task",
@@ -77,9 +80,10 @@ _HOME = {
     "cancellation": ("CancellationToken",),
     "console": ("OutputLine",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
+    "snapshot": ("RunSnapshot", "RunningTask"),
     "subflow": ("Subflow",),
     "rollback": ("RollbackReport",),
-    "contexts": ("TaskContext", "context"),
+    "contexts": ("RunProgress", "TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
@@ -89,7 +93,7 @@ if TYPE_CHECKING:
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.console import OutputLine
-    from forgepar.contexts import TaskContext, context
+    from forgepar.contexts import RunProgress, TaskContext, context
     from forgepar.errors import (
         ArenaFull,
         CyclicWorkflow,
@@ -122,6 +126,7 @@ if TYPE_CHECKING:
     from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
+    from forgepar.snapshot import RunningTask, RunSnapshot
     from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task
     from forgepar.values.inplace import empty, empty_like

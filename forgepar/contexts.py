@@ -35,6 +35,22 @@ class RunFacts(NamedTuple):
     ends_at: float
 
 
+class RunProgress(NamedTuple):
+    """How a run stands, as its dispatcher last told: some tenths of a millisecond ago.
+
+    Attributes:
+        n_tasks: how many tasks there are by now.
+        n_settled: how many of them will not run again.
+        n_out: how many are handed out to workers.
+        layer: the layer that runs; -1 under the schedule "eager".
+    """
+
+    n_tasks: int
+    n_settled: int
+    n_out: int
+    layer: int
+
+
 class TaskContext:
     """One attempt of one task, as seen from inside; `context` returns it.
 
@@ -60,6 +76,7 @@ class TaskContext:
         ends_at: float,
         is_cancelled: Callable[[], bool],
         say: Callable[[float, str], None],
+        look: Callable[[], RunProgress],
         folder: str | None,
     ) -> None:
         self.run_id, self.workflow, self.seed = facts.run_id, facts.workflow, facts.seed
@@ -71,6 +88,7 @@ class TaskContext:
         self.deadline = None if ends_at == float("inf") else ends_at - time.perf_counter() + time.monotonic()
         self._is_cancelled = is_cancelled
         self._say = say
+        self._look = look
         self._folder = folder
         self._scratch: Path | None = None
         self._pid = os.getpid()
@@ -123,6 +141,11 @@ class TaskContext:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction!r} is no share of the work. Give a number from 0 to 1.")
         self._say(float(fraction), str(text))
+
+    @property
+    def run(self) -> RunProgress:
+        """How the run stands at this moment."""
+        return self._look()
 
     def close(self) -> None:
         """Remove the scratch folder; a forked child that ends does not."""

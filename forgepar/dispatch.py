@@ -68,6 +68,7 @@ class Dispatcher:
         plan: the workflow.
         policy: the run's rules.
         backend: an open backend.
+        run_id: the run's id.
         shipment: writes the batches.
         sinks: who gets the events.
         next_batch: gives ever larger numbers for the life of the backend.
@@ -76,6 +77,7 @@ class Dispatcher:
         cancel: calls the run off.
 
     Attributes:
+        version: even while this waits and nothing changes, odd while it works; never the same twice.
         ended_by: what ended the run, where that was the clock.
         was_cancelled: whether it was called off.
         rollback: what was undone, where there was anything to be.
@@ -86,6 +88,7 @@ class Dispatcher:
         plan: Plan,
         policy: RunPolicy,
         backend: Backend,
+        run_id: str,
         shipment: Shipment,
         sinks: Sequence[Sink],
         next_batch: Callable[[], int],
@@ -94,6 +97,8 @@ class Dispatcher:
         cancel: CancellationToken | None = None,
     ) -> None:
         self.plan = plan
+        self.run_id = run_id
+        self.version = 1
         self.state = RunState(plan, policy)
         self.books = Books(plan, sinks, backend.n_slots, backend.arena)
         self._active: RunState | Rollback = self.state
@@ -101,12 +106,12 @@ class Dispatcher:
         self._handled: dict[int, Exception] = {}
         self._holdings = Holdings(plan, policy, shipment, backend.arena)
         self._policy = policy
-        self._backend = backend
+        self.backend = backend
         self._shipment = shipment
         self._next_batch = next_batch
-        self._durations = Durations(len(plan.callables))
-        self._flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
-        self._pids = [0] * backend.n_slots
+        self.durations = Durations(len(plan.callables))
+        self.flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
+        self.pids = [0] * backend.n_slots
         self._limits = [NO_LIMIT] * backend.n_slots
         self._limited_at = 0.0
         self._peaks = [0] * backend.n_slots
@@ -114,7 +119,7 @@ class Dispatcher:
         self._watch = Watch(plan, policy, backend)
         self._memory = memory
         self._may_be_parked = self._is_paused = False
-        self._console = console
+        self.console = console
         self._cancel = cancel
         self.ended_by: RunTimeout | None = None
         self.was_cancelled = False
@@ -127,18 +132,24 @@ class Dispatcher:
 
         An exception out of here (an interrupt, workers that do not start) leaves slots with work: close the backend.
         """
+        try:
+            self._run()
+        finally:
+            self.version += 1  # at rest, for whoever still looks
+
+    def _run(self) -> None:
         self.books.begin()
         self._watch.begin(self.books.ledger.began)
         if self._cancel is not None and self._cancel.ends_at is not None:
             self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
         self._note(self.state.begin())
-        for joined in self._backend.joined():
-            self._pids[joined.slot] = joined.pid
+        for joined in self.backend.joined():
+            self.pids[joined.slot] = joined.pid
         self._loop()
         if self.state.status_is_bad and self._policy.rollback != "none":
             self._roll_back()
-        self._take(self._backend.wait(0.0))  # what was printed before the last reply
-        self._take(self._backend.rest())
+        self._take(self.backend.wait(0.0))  # what was printed before the last reply
+        self._take(self.backend.rest())
         self._shipment.close()
         self._tell_what_to_drop()
         self.books.end(self.state.status, self.state.attempts)
@@ -161,9 +172,14 @@ class Dispatcher:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
-            if self._active.finished and not any(self._flights):
+            if self._active.finished and not any(self.flights):
                 break
-            self._take(self._backend.wait(self._patience()))
+            self.backend.tell(self.plan.n_tasks, self.state.n_settled, self.state.n_out, self.state.layer)
+            patience = self._patience()
+            self.version += 1
+            notices = self.backend.wait(patience)
+            self.version += 1
+            self._take(notices)
 
     def _roll_back(self) -> None:
         """Undo what was done, where a function does that."""
@@ -174,7 +190,7 @@ class Dispatcher:
         if rollback.finished:
             return
         self._watch.begin_rollback()
-        self._backend.call_off(is_off=False)
+        self.backend.call_off(is_off=False)
         self._loop()
         report = rollback.report()
         books.event(WorkflowRolledBack(time.time(), len(report.compensated), len(report.failed), report.n_without))
@@ -186,7 +202,7 @@ class Dispatcher:
 
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
-        state, flights = self._active, self._flights
+        state, flights = self._active, self.flights
         if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
             self._hold_back()
             return
@@ -203,36 +219,36 @@ class Dispatcher:
             # Fixed for the round: the first slots are not to get more than the last.
             share = -(-head[1] // len(flights))
             for slot, has in enumerate(flights):
-                if len(has) < depth and self._pids[slot] and self._limits[slot] == NO_LIMIT and _is_soon_free(has):
+                if len(has) < depth and self.pids[slot] and self._limits[slot] == NO_LIMIT and _is_soon_free(has):
                     self._give(slot, share)
 
     def _give(self, slot: int, share: int) -> None:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
-        while share > 0 and len(self._flights[slot]) < IN_FLIGHT and (head := self._active.head()) is not None:
+        while share > 0 and len(self.flights[slot]) < IN_FLIGHT and (head := self._active.head()) is not None:
             template, called = head[0], self.plan.callable_of[head[0]]
             if self._memory.is_declared and not self._admits(slot, template):
                 continue
-            size = self._durations.batch_size(called, share, 1)
+            size = self.durations.batch_size(called, share, 1)
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
             tasks = self._active.take(size)
-            is_short = self._durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
+            is_short = self.durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
             batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
-            self._flights[slot].append(Flight(number, template, tasks, is_short))
-            self._backend.send(slot, batch)
+            self.flights[slot].append(Flight(number, template, tasks, is_short))
+            self.backend.send(slot, batch)
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
 
     def _admits(self, slot: int, template: int) -> bool:
         """Tell whether a slot may get tasks of a template; set them aside where there is no memory for them now."""
-        if not self._memory.fits(slot, template, self._flights):
+        if not self._memory.fits(slot, template, self.flights):
             self._active.park()
             self._may_be_parked = True
             return False
-        if not self._flights[slot]:
-            self._memory.weigh_idle(slot, self._pids[slot], template)
+        if not self.flights[slot]:
+            self._memory.weigh_idle(slot, self.pids[slot], template)
         return True
 
     def _hold_back(self) -> None:
@@ -240,8 +256,8 @@ class Dispatcher:
         if not self._is_paused:
             self._is_paused = True
             self.books.event(WorkflowMemoryLow(time.time(), available_memory(), self._memory.total))
-        if not any(self._flights):
-            for slot, pid in enumerate(self._pids):
+        if not any(self.flights):
+            for slot, pid in enumerate(self.pids):
                 if pid:
                     self._give(slot, 1)
                     return
@@ -251,29 +267,29 @@ class Dispatcher:
         wear = self._policy.wear
         if wear.most_memory is not None and self._peaks[slot] >= wear.most_memory:
             return 0
-        return self.plan.n_tasks if wear.most_tasks is None else wear.most_tasks - self._backend.n_given(slot)
+        return self.plan.n_tasks if wear.most_tasks is None else wear.most_tasks - self.backend.n_given(slot)
 
     def _renew_the_worn(self) -> None:
-        for slot, has in enumerate(self._flights):
-            if self._pids[slot] and not has and self._n_left(slot) < 1:
+        for slot, has in enumerate(self.flights):
+            if self.pids[slot] and not has and self._n_left(slot) < 1:
                 self._renew(slot)
 
     def _renew(self, slot: int) -> None:
-        self._pids[slot] = self._peaks[slot] = 0
+        self.pids[slot] = self._peaks[slot] = 0
         self._shipment.forget(slot)
-        self._backend.renew(slot)
+        self.backend.renew(slot)
 
     def _tell_what_to_drop(self) -> None:
         """Tell slots without work what nobody needs of what they have mapped; others hear it with their next batch."""
-        for slot, has in enumerate(self._flights):
-            if not has and self._pids[slot] and (batch := self._shipment.drops(slot)) is not None:
-                self._backend.send(slot, batch)
+        for slot, has in enumerate(self.flights):
+            if not has and self.pids[slot] and (batch := self._shipment.drops(slot)) is not None:
+                self.backend.send(slot, batch)
 
     def _weigh(self) -> None:
         """Tell an eager order what was learnt of durations, in at most a twentieth of the time."""
         now = time.perf_counter()
         if now - self._weighed_at >= max(20 * self._weigh_seconds, _WEIGH_SECONDS):
-            self._active.weigh([self._durations.seconds[number] for number in self.plan.callable_of])
+            self._active.weigh([self.durations.seconds[number] for number in self.plan.callable_of])
             self._weighed_at = time.perf_counter()
             self._weigh_seconds = self._weighed_at - now
 
@@ -281,9 +297,9 @@ class Dispatcher:
         """Return how long `wait` may block: forever, unless a slot idles while another has tasks it has not begun."""
         if self._limited_at:
             return _CLAIM_SECONDS
-        stalls = not self._active.halted and self._some_slot_idles() and any(map(self._n_unbegun, self._flights))
+        stalls = not self._active.halted and self._some_slot_idles() and any(map(self._n_unbegun, self.flights))
         patience = _STALL_SECONDS if stalls else None
-        next_look = self._memory.next_look(self._flights)
+        next_look = self._memory.next_look(self.flights)
         if self._is_paused:
             next_look = min(next_look, self._memory.guard_at)
         if not self._watch.is_idle:
@@ -300,22 +316,22 @@ class Dispatcher:
             if type(notice) is Reply:
                 self._take_reply(notice)
             elif type(notice) is Joined:
-                self._pids[notice.slot] = notice.pid
+                self.pids[notice.slot] = notice.pid
             elif type(notice) is Lost:
                 self._take_loss(notice)
             else:
                 assert isinstance(notice, Told)
                 at = self._task_at(notice.slot)
-                self._console.hear(notice.slot, notice.said, UNKNOWN_TASK if at is None else at)
+                self.console.hear(notice.slot, notice.said, UNKNOWN_TASK if at is None else at)
 
     def _take_reply(self, reply: Reply) -> None:
         slot, values = reply.slot, reply.values
-        flight = self._flights[slot][0]
+        flight = self.flights[slot][0]
         assert flight.id == reply.batch, "replies come in the order of their batches"
         tasks = flight.tasks[reply.first : reply.first + len(values)]
         if len(tasks):
             marks = memoryview(reply.marks).cast("d")
-            self._durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
+            self.durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
             flight.n_done += len(tasks)
         if reply.peak_rss:
             self._peaks[slot] = reply.peak_rss
@@ -331,13 +347,13 @@ class Dispatcher:
                 else:
                     self._complete(tasks[:n_good])
         if reply.ended:
-            self._flights[slot].popleft()
+            self.flights[slot].popleft()
             if flight.n_done < flight.n_own:
                 self._active.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
-            if self._limits[slot] != NO_LIMIT and not self._flights[slot]:
+            if self._limits[slot] != NO_LIMIT and not self.flights[slot]:
                 self._lift(slot)
-        if self._flights[slot]:
-            self._flights[slot][0].since = time.perf_counter()
+        if self.flights[slot]:
+            self.flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
             self._fail(int(tasks[-1]), flight.template, raised(reply.failure), slot, reply.failure.traceback)
 
@@ -359,7 +375,7 @@ class Dispatcher:
                 self._fail(task, template, error, reply.slot, "")
             finally:
                 if is_segment(wire):
-                    self._backend.arena.free(wire)
+                    self.backend.arena.free(wire)
         for task in sorted(pending):
             self._complete(range(task, task + 1))
 
@@ -369,7 +385,7 @@ class Dispatcher:
         Raises:
             Exception: they cannot; everything is as before.
         """
-        plan = self.plan.spliced(task, decode(wire, self._backend.arena))
+        plan = self.plan.spliced(task, decode(wire, self.backend.arena))
         self._memory.grow(plan)
         self._shipment.grow(plan)
         self.plan = plan
@@ -377,9 +393,9 @@ class Dispatcher:
         self.books.grow(plan, task)
         self._holdings.grow(plan, self._policy)
         self._watch.grow(plan)
-        self._durations.grow(len(plan.callables))
-        self._console.grow(plan)
-        self._backend.open(max(end - begin for begin, end in pairwise(plan.layer_start)))
+        self.durations.grow(len(plan.callables))
+        self.console.grow(plan)
+        self.backend.open(max(end - begin for begin, end in pairwise(plan.layer_start)))
 
     def _decide(self, tasks: Tasks) -> None:
         """Leave out the branches that values just known are against."""
@@ -402,7 +418,7 @@ class Dispatcher:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
         error.add_note(
             f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {slot} "
-            f"(pid {self._pids[slot]})"
+            f"(pid {self.pids[slot]})"
         )
         if traceback:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
@@ -423,8 +439,8 @@ class Dispatcher:
 
     def _take_loss(self, lost: Lost) -> None:
         """Blame the task that a dead worker was at; hand out the rest of what it had again."""
-        slot, flights = lost.slot, self._flights[lost.slot]
-        self._flights[slot] = deque()
+        slot, flights = lost.slot, self.flights[lost.slot]
+        self.flights[slot] = deque()
         self._shipment.forget(slot)
         sentence = self._watch.sentences.pop(slot, None)
         at_batch, at = unmark(lost.position)
@@ -443,7 +459,7 @@ class Dispatcher:
             self.books.death(lost, blamed)
         if blamed is not None:
             self._blame(blamed, template, lost, sentence)
-        self._pids[slot] = self._peaks[slot] = 0
+        self.pids[slot] = self._peaks[slot] = 0
 
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
@@ -460,7 +476,7 @@ class Dispatcher:
             self._active.put_back(template, range(task, task + 1))
             return
         error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
-        if told := self._console.last_errors(lost.slot, task):
+        if told := self.console.last_errors(lost.slot, task):
             error.add_note("the last that it wrote to stderr:\n" + told)
         self._fail(task, template, error, lost.slot, "")
 
@@ -474,29 +490,29 @@ class Dispatcher:
         if self._limited_at:
             if time.perf_counter() - self._limited_at >= _CLAIM_SECONDS:
                 self._limited_at = 0.0
-                for slot in range(len(self._flights)):
+                for slot in range(len(self.flights)):
                     self._claim(slot)
             return
         if self._active.head() is not None or self._active.halted or not self._some_slot_idles():
             return
         now = time.perf_counter()
-        for slot, has in enumerate(self._flights):
+        for slot, has in enumerate(self.flights):
             if self._limits[slot] == NO_LIMIT and self._n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
-                self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
+                self._limit(slot, max(self.backend.position(slot) + 1, mark(has[0].id, 0)))
                 self._limited_at = now
 
     def _some_slot_idles(self) -> bool:
-        if all(self._flights):
+        if all(self.flights):
             return False
-        return any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
+        return any(pid and not has for pid, has in zip(self.pids, self.flights, strict=True))
 
     def _claim(self, slot: int) -> None:
         """Make ready again what lies behind a slot's limit, if the slot has not passed that."""
-        limit, position = self._limits[slot], self._backend.position(slot)
+        limit, position = self._limits[slot], self.backend.position(slot)
         if limit == NO_LIMIT or position >= limit:
             return
         batch, place = unmark(limit)
-        for flight in self._flights[slot]:
+        for flight in self.flights[slot]:
             first = max(flight.n_done, place if flight.id == batch else 0)
             if flight.id >= batch and first < flight.n_own:
                 self._put_back(flight, first, flight.n_own)
@@ -508,7 +524,7 @@ class Dispatcher:
 
     def _limit(self, slot: int, at: int) -> None:
         self._limits[slot] = at
-        self._backend.limit(slot, at)
+        self.backend.limit(slot, at)
 
     def _lift(self, slot: int) -> None:
         self._limit(slot, NO_LIMIT)
@@ -539,16 +555,16 @@ class Dispatcher:
         elif step.kind == "skip":
             self._note(self.state.left_out(task))
         else:
-            self._holdings.put_one(task, encode(step.what, self._backend.arena))
+            self._holdings.put_one(task, encode(step.what, self.backend.arena))
             self._decide(range(task, task + 1))
             self._note(self.state.replaced(task))
 
     def _obey_the_clock(self) -> None:
         watch, now = self._watch, time.perf_counter()
-        for slot, task in watch.overdue([has[0] if has else None for has in self._flights], now):
+        for slot, task in watch.overdue([has[0] if has else None for has in self.flights], now):
             self._time_out(slot, task, now)
         for slot in watch.due_kills(now):
-            self._backend.kill(slot)
+            self.backend.kill(slot)
         if (ended := watch.run_out(now)) is not None and not self.state.halted:
             self._run_out_of_time(*ended)
         if now >= watch.end_at:
@@ -560,18 +576,18 @@ class Dispatcher:
         error = self._watch.condemn(slot, task, now)
         attempt = self.state.attempts.get(task, 1)
         self.books.event(WorkflowTaskTimedOut(time.time(), self.plan.name(task), attempt, slot, error.seconds))
-        self._backend.terminate(slot)
+        self.backend.terminate(slot)
 
     def _end_what_exceeds(self) -> None:
         """End the workers of tasks that have more memory than they declare: at once, as it grows on."""
-        for slot, task, error in self._memory.exceeding(self._flights, self._pids, time.perf_counter()):
+        for slot, task, error in self._memory.exceeding(self.flights, self.pids, time.perf_counter()):
             if slot in self._watch.sentences:
                 continue
             self._watch.sentences[slot] = Sentence(task, error, math.inf)
             attempt = self.state.attempts.get(task, 1)
             name = self.plan.name(task)
             self.books.event(WorkflowTaskMemoryExceeded(time.time(), name, attempt, slot, error.used, error.limit))
-            self._backend.kill(slot)
+            self.backend.kill(slot)
 
     def _run_out_of_time(self, layer: int, seconds: float) -> None:
         running = tuple(self._running())
@@ -589,14 +605,14 @@ class Dispatcher:
 
     def _running(self) -> Iterator[str]:
         """Yield the names of the tasks that workers are at."""
-        for slot in range(len(self._flights)):
+        for slot in range(len(self.flights)):
             if (task := self._task_at(slot)) is not None:
                 yield self.plan.name(task)
 
     def _task_at(self, slot: int) -> int | None:
         """Return the task that a slot is at, None where it is at none that it has still to answer for."""
-        batch, at = unmark(self._backend.position(slot))
-        for flight in self._flights[slot]:
+        batch, at = unmark(self.backend.position(slot))
+        for flight in self.flights[slot]:
             if flight.id == batch:
                 return int(flight.tasks[at])
         return None
@@ -618,17 +634,17 @@ class Dispatcher:
 
     def _halt(self) -> None:
         """Let no slot begin another task, and give what runs its grace."""
-        self._backend.call_off()
-        for slot, has in enumerate(self._flights):
+        self.backend.call_off()
+        for slot, has in enumerate(self.flights):
             if has:
-                self._limit(slot, max(self._backend.position(slot) + 1, mark(has[0].id, 0)))
+                self._limit(slot, max(self.backend.position(slot) + 1, mark(has[0].id, 0)))
         self._limited_at = 0.0
         self._watch.end_at = time.perf_counter() + self._policy.grace_seconds
 
     def _end_what_runs(self) -> None:
-        for slot, has in enumerate(self._flights):
+        for slot, has in enumerate(self.flights):
             if has:
-                self._backend.kill(slot)
+                self.backend.kill(slot)
 
     def outputs(self) -> Outputs:
         """Return the values that the result keeps, and free all others."""

@@ -130,6 +130,10 @@ Effect: TypeAlias = LayerStarted | LayerCompleted | Retried | FellBack | TaskFai
 class Order(Protocol):
     """Decides which tasks are ready, and in which order they are handed out."""
 
+    @property
+    def layer(self) -> int | None:
+        """The layer that runs; None where there is none."""
+
     def begin(self) -> list[Effect]:
         """Make ready what waits for nothing."""
 
@@ -178,6 +182,10 @@ class Layered:
         self._n_back = 0
         self._parked: list[tuple[int, Tasks]] = []
         self._skipped: NDArray[np.bool_] | None = None
+
+    @property
+    def layer(self) -> int | None:
+        return max(self._layer, 0)
 
     def _read(self, plan: Plan) -> None:
         self._plan = plan
@@ -273,6 +281,8 @@ class Eager:
     List scheduling by the heaviest path to the end, R. L. Graham (1969) with the priorities of T. C. Hu (1961). A step
     costs O(log n) a task and O(1) an edge; weighing anew costs O(n + m).
     """
+
+    layer: int | None = None
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -378,6 +388,21 @@ class RunState:
         self.halted = False
         self._unsettled = plan.n_tasks
         self._out = 0
+
+    @property
+    def n_settled(self) -> int:
+        """How many tasks will not run again."""
+        return self._plan.n_tasks - self._unsettled
+
+    @property
+    def n_out(self) -> int:
+        """How many tasks are handed out."""
+        return self._out
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that runs; None where tasks do not wait for layers."""
+        return self._order.layer
 
     @property
     def finished(self) -> bool:

@@ -66,7 +66,7 @@ def test_a_reset_clears_one_row(tmp_path):
 
 def test_a_row_fills_a_cache_line(tmp_path):
     Board.create(tmp_path / "board", 5)
-    assert (tmp_path / "board").stat().st_size == 5 * 64
+    assert (tmp_path / "board").stat().st_size == (5 + 1) * 64  # the last is the run's
 
 
 def test_a_board_is_made_once(tmp_path):

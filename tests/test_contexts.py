@@ -256,6 +256,7 @@ def test_the_folder_of_a_task_that_dies_goes_too(tmp_path):
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan])
 def test_progress_is_a_share(fraction):
     facts = RunFacts("id", "wf", 0, math.inf)
-    here = TaskContext(facts, "t", 0, 1, 0, ends_at=math.inf, is_cancelled=bool, say=lambda *_: None, folder=None)
+    ways = {"is_cancelled": bool, "say": lambda *_: None, "look": tuple}
+    here = TaskContext(facts, "t", 0, 1, 0, ends_at=math.inf, folder=None, **ways)
     with pytest.raises(ValueError, match="is no share of the work"):
         here.progress(fraction)

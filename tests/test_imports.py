@@ -24,9 +24,10 @@ RANKS = {
     8: ["books", "console", "faults", "flight", "holdings", "watch"],
     9: ["memory"],
     10: ["dispatch"],
-    11: ["executor", "targets"],
-    12: ["cli", "examples.census"],
-    13: ["__main__", "__init__"],
+    11: ["snapshot", "targets"],
+    12: ["executor"],
+    13: ["cli", "examples.census"],
+    14: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.

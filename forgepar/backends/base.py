@@ -97,6 +97,9 @@ class Backend(Protocol):
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
 
+    def tell(self, n_tasks: int, n_settled: int, n_out: int, layer: int | None) -> None:
+        """Let tasks know, if they ask, how the run stands; see `contexts.RunProgress`."""
+
     def call_off(self, *, is_off: bool = True) -> None:
         """Let tasks know, if they ask, that the run was called off, and `wake`; from any thread or signal handler.
 

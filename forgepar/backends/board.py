@@ -7,6 +7,8 @@ One row a slot, written without a message or a system call:
     LIMIT      parent   the first mark the worker must not begin; NO_LIMIT normally
     CALLED_OFF parent   1 when the run was called off or has failed, so that tasks can ask
 
+One row more tells workers of the run, whatever the parent writes there.
+
 Marks grow for the life of a slot, so one comparison covers the rest of a batch and every batch behind it.
 A worker writes POSITION before it reads LIMIT. A parent that wrote LIMIT therefore knows, a little later (a store is
 seen by other cores within microseconds), that a POSITION below LIMIT stays below: what lies behind is its own again.
@@ -40,11 +42,16 @@ class Board:
     def create(cls, path: str, slots: int) -> Board:
         """Make the file of a board with ``slots`` rows, none of them limited."""
         with open(path, "xb") as file:  # noqa: PTH123
-            file.write(bytes(slots * _ROW * 8))
+            file.write(bytes((slots + 1) * _ROW * 8))
         board = cls(path)
         for slot in range(slots):
             board.reset(slot)
         return board
+
+    @property
+    def run(self) -> memoryview:
+        """The row that tells of the run: signed 64-bit integers."""
+        return self._row(len(self._words) // (_ROW * 8) - 1).cast("q")
 
     def integers(self, slot: int) -> memoryview:
         """Return a slot's row as signed 64-bit integers."""

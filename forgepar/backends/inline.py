@@ -51,6 +51,7 @@ class InlineBackend:
             return
         self.arena = open_arena(budget=self._budget)
         board = Board.create(str(self.arena.folder / "board"), 1)
+        self._run = board.run
         self._words, self._times = board.integers(0), board.floats(0)
         self._worker = Worker(0, self.arena, board, interruptible=True)
         self._is_open = True
@@ -81,6 +82,11 @@ class InlineBackend:
 
     def wake(self) -> None:
         """Do nothing: between batches this is awake, in one it is the task's turn."""
+
+    def tell(self, n_tasks: int, n_settled: int, n_out: int, layer: int | None) -> None:
+        """Let tasks know, if they ask, how the run stands."""
+        row = self._run
+        row[0], row[1], row[2], row[3] = n_tasks, n_settled, n_out, -1 if layer is None else layer
 
     def call_off(self, *, is_off: bool = True) -> None:
         """Let the task that runs know, if it asks."""

@@ -129,6 +129,7 @@ class ProcessBackend:
         """Make what all workers share."""
         self.arena = open_arena(self.n_slots, self._budget)
         self._board = Board.create(str(self.arena.folder / "board"), self.n_slots)
+        self._run = self._board.run
         self._address = str(self.arena.folder / "socket")
         self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
         self._selector = selectors.DefaultSelector()
@@ -199,6 +200,11 @@ class ProcessBackend:
         """Have `wait` return soon."""
         with suppress(OSError):  # as many wake-ups wait as it takes, or the backend is closed
             self._waker.send(b"!")
+
+    def tell(self, n_tasks: int, n_settled: int, n_out: int, layer: int | None) -> None:
+        """Let tasks know, if they ask, how the run stands."""
+        row = self._run
+        row[0], row[1], row[2], row[3] = n_tasks, n_settled, n_out, -1 if layer is None else layer
 
     def call_off(self, *, is_off: bool = True) -> None:
         """Let tasks know, if they ask, that the run was called off, and wake."""

@@ -28,7 +28,7 @@ from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
-from forgepar.contexts import RunFacts, TaskContext
+from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
@@ -137,6 +137,7 @@ class Worker:
         self._arena = arena
         self._words = board.integers(slot)
         self._times = board.floats(slot)
+        self._run_words = board.run
         self._interruptible = interruptible
         self._cpu, _ = _usage()
         self._sampled_at = time.perf_counter()
@@ -241,6 +242,7 @@ class Worker:
             ends_at=self._times[STARTED] + timeout if timeout is not None else float("inf"),
             is_cancelled=lambda: bool(words[CALLED_OFF]),
             say=self._tell_progress,
+            look=lambda: RunProgress(*self._run_words[:4]),
             folder=self._arena.place.spill_folder,
         )
 

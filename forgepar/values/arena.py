@@ -356,11 +356,16 @@ class Arena:
         """Begin to look for the most that is held anew; only while no other process writes."""
         self._meter.reset_peak()
 
+    @property
+    def bytes_held(self) -> int:
+        """What values take in shared memory, whole size classes, those kept for later values left out."""
+        return self._meter.held - self._meter.idle
+
     def usage(self) -> Usage:
         """Tell what is held, and what was done so far."""
         return Usage(
             len(self.names()),
-            self._meter.held - self._meter.idle,
+            self.bytes_held,
             self._meter.idle,
             self._meter.peak,
             self._meter.total(Row.SPILLED),
