@@ -573,7 +573,10 @@ class Dispatcher:
 
     def _time_out(self, slot: int, task: int, now: float) -> None:
         """Have the worker ended whose task takes too long; the task fails when that is gone."""
+        stack = self.backend.where([slot]).get(slot, "")
         error = self._watch.condemn(slot, task, now)
+        if stack:
+            error.add_note("where it was, innermost call first:\n" + stack)
         attempt = self.state.attempts.get(task, 1)
         self.books.event(WorkflowTaskTimedOut(time.time(), self.plan.name(task), attempt, slot, error.seconds))
         self.backend.terminate(slot)
@@ -590,7 +593,9 @@ class Dispatcher:
             self.backend.kill(slot)
 
     def _run_out_of_time(self, layer: int, seconds: float) -> None:
-        running = tuple(self._running())
+        slots = {slot: task for slot in range(len(self.flights)) if (task := self._task_at(slot)) is not None}
+        stacks = {self.plan.name(slots[slot]): stack for slot, stack in self.backend.where(list(slots)).items()}
+        running = tuple(map(self.plan.name, slots.values()))
         what = "the run" if layer < 0 else f"layer {layer}"
         self.books.event(WorkflowDeadlockTimeout(time.time(), layer, seconds, running))
         at = ", ".join(map(repr, running[:5])) or "nothing"
@@ -599,7 +604,10 @@ class Dispatcher:
             f"{what} took longer than the {seconds:g} s it was given, and was ended; running then: {at}{more}",
             seconds=seconds,
             running=running,
+            stacks=stacks,
         )
+        for name, stack in stacks.items():
+            self.ended_by.add_note(f"where {name!r} was, innermost call first:\n{stack}")
         self._note(self.state.halt())
         self._halt()
 

@@ -17,7 +17,7 @@
     │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
     │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
     │   └── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
-    ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running
+    ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
     ├── WorkerStartFailed               workers end before they serve
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
     ├── NotInTask (RuntimeError)        `context` was called where no task runs
@@ -31,7 +31,8 @@ Each constructor takes the message first and its data as keywords with defaults,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 class ForgeparError(Exception):
@@ -201,12 +202,21 @@ class RunTimeout(ForgeparError, TimeoutError):
     Attributes:
         seconds: what it was given.
         running: names of the tasks that were running then.
+        stacks: where they were, innermost call first, by name; without those that did not tell.
     """
 
-    def __init__(self, message: str, *, seconds: float = 0.0, running: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        seconds: float = 0.0,
+        running: Sequence[str] = (),
+        stacks: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(message)
         self.seconds = seconds
         self.running = list(running)
+        self.stacks = dict(stacks)
 
 
 class WorkerStartFailed(ForgeparError):

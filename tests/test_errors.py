@@ -63,7 +63,7 @@ SAMPLES = [
     TaskMemoryExceeded("text", used=3, limit=2),
     InsufficientMemory("text", task="a", needed=3, available=2),
     NotInTask("text"),
-    RunTimeout("text", seconds=1.5, running=["a", "b"]),
+    RunTimeout("text", seconds=1.5, running=["a", "b"], stacks={"a": "line"}),
     WorkerDied("text", exit_code=-9, pid=7),
     WorkerStartFailed("text"),
     ResultReleased("text"),

@@ -133,7 +133,9 @@ def test_one_that_does_not_listen_is_killed():
 
     wf = fp.Workflow()
     wf.add(fp.task(deaf).options(timeout=ENOUGH))
-    assert isinstance(failure_of(wf, workers=1).exceptions[0], fp.TaskTimeout)
+    (error,) = failure_of(wf, workers=1).exceptions
+    assert isinstance(error, fp.TaskTimeout)
+    assert any(note.startswith("where it was") and note.endswith("in deaf") for note in error.__notes__)
 
 
 def test_it_may_be_tried_again(tmp_path):
@@ -224,6 +226,9 @@ def test_a_run_that_takes_too_long_is_ended_and_says_at_what(rule):
     assert isinstance(error, fp.RunTimeout)
     assert error.running == ["stuck"]
     assert "'stuck'" in str(error)
+    assert ", line" in error.stacks["stuck"]
+    assert error.stacks["stuck"].endswith("in hang")
+    assert any(note.startswith("where 'stuck' was") for note in error.__notes__)
     assert str(error) in str(failure)
     assert failure.result[first] == 1
     assert failure.result.status_counts() == {"completed": 1, "cancelled": 1}

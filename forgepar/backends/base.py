@@ -110,6 +110,9 @@ class Backend(Protocol):
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""
 
+    def where(self, slots: Sequence[int]) -> dict[int, str]:
+        """Return the stacks of what workers are at, innermost call first, of those that tell within a moment."""
+
     def n_given(self, slot: int) -> int:
         """Count the tasks that the slot's worker was handed since it started."""
 

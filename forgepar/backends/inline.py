@@ -105,6 +105,10 @@ class InlineBackend:
         """Tell when the last task began."""
         return self._times[STARTED]
 
+    def where(self, slots: Sequence[int]) -> dict[int, str]:  # noqa: ARG002
+        """Return nothing: while anybody asks, no task runs."""
+        return {}
+
     def n_given(self, slot: int) -> int:  # noqa: ARG002
         """Count nothing: there is no worker to wear out."""
         return 0

@@ -38,7 +38,7 @@ from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
-from forgepar.backends.worker import serve, watch_parent
+from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, own_part, serve, watch_parent
 from forgepar.errors import WorkerStartFailed
 from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.values.arena import Arena
@@ -49,6 +49,8 @@ START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
 _START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
 _EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
+_STACK_SECONDS = 0.05  # a worker writes its stack within 1 ms, but on a busy machine
+_STACK_STEP_SECONDS = 0.0005
 _DEATH_SECONDS = 0.5  # from a worker's end of file to its death, at most
 
 
@@ -225,6 +227,28 @@ class ProcessBackend:
         """Tell when the slot began the task that it is at."""
         return self._slots[slot].times[STARTED]
 
+    def where(self, slots: Sequence[int]) -> dict[int, str]:
+        """Return the stacks of what workers are at, of those that tell within a moment.
+
+        A signal has `faulthandler` write them, in C code too; a worker that sleeps in the kernel tells nothing.
+        """
+        asked = {slot: self._stack_file(slot) for slot in slots if self._slots[slot].connection is not None}
+        for slot, path in asked.items():
+            path.write_bytes(b"")
+            with suppress(ProcessLookupError):
+                os.kill(self._slots[slot].pid, STACK_SIGNAL)
+        until, told = time.perf_counter() + _STACK_SECONDS, dict[int, str]()
+        while len(told) < len(asked) and time.perf_counter() < until:
+            time.sleep(_STACK_STEP_SECONDS)
+            for slot, path in asked.items():
+                text = path.read_text(errors="replace")
+                if text.endswith("\n") and END_OF_STACK in text:
+                    told[slot] = own_part(text)
+        return told
+
+    def _stack_file(self, slot: int) -> Path:
+        return self.arena.folder / f"stack-{slot}"
+
     def n_given(self, slot: int) -> int:
         """Count the tasks that the slot's worker was handed since it started."""
         return self._slots[slot].n_given
@@ -291,7 +315,8 @@ class ProcessBackend:
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
         slot.doomed = []
         slot.n_given = 0
-        (self.arena.folder / f"crash-{slot.number}").write_bytes(b"")
+        for path in (self.arena.folder / f"crash-{slot.number}", self._stack_file(slot.number)):
+            path.write_bytes(b"")
         slot.connection = slot.process = None
         slot.outstanding.clear()
         self._open_pipes(slot)

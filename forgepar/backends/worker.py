@@ -47,6 +47,8 @@ _READ_ONLY = (
     "Large inputs of a task are views of memory that others read as well, so they cannot be written. "
     "Change a copy: array = array.copy(). What the task makes itself can be written as ever."
 )
+STACK_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)  # where there is one that no program uses by itself
+END_OF_STACK = " in serve\n"
 _inside = False
 
 
@@ -67,9 +69,21 @@ def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[
     """
     _settle(threads, inherited)
     # Not made here: a worker that comes late must put nothing into a folder that is being removed.
-    with open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file:  # noqa: PTH118, PTH123
-        faulthandler.enable(crash_file)  # it has a copy of the number only, so the file stays open with `serve`
+    with (
+        open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file,  # noqa: PTH118, PTH123
+        open(os.path.join(place.folder, f"stack-{slot}"), "ab") as stack_file,  # noqa: PTH118, PTH123
+    ):
+        # It has copies of the numbers only, so the files stay open with `serve`.
+        faulthandler.enable(crash_file)
+        faulthandler.register(STACK_SIGNAL, stack_file, all_threads=False)
         _serve(address, slot, place)
+
+
+def own_part(stack: str) -> str:
+    """Return what `STACK_SIGNAL` has a worker write without the part of it that is this module's and below."""
+    lines = stack.splitlines()[1:]
+    own = next((n for n, line in enumerate(lines) if f'"{__file__}"' in line), len(lines))
+    return "\n".join(lines[:own])
 
 
 def _serve(address: str, slot: int, place: Place) -> None:
