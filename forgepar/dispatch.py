@@ -203,7 +203,7 @@ class Dispatcher:
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
         state, flights = self._active, self.flights
-        if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
+        if self._memory.guard.is_scarce(time.perf_counter()) and state.head() is not None:
             self._hold_back()
             return
         self._is_paused = False
@@ -255,7 +255,7 @@ class Dispatcher:
         """While memory is scarce, hand out nothing but, if nothing runs, one batch: it is not for us that it is."""
         if not self._is_paused:
             self._is_paused = True
-            self.books.event(WorkflowMemoryLow(time.time(), available_memory(), self._memory.total))
+            self.books.event(WorkflowMemoryLow(time.time(), available_memory(), self._memory.guard.total))
         if not any(self.flights):
             for slot, pid in enumerate(self.pids):
                 if pid:
@@ -301,7 +301,7 @@ class Dispatcher:
         patience = _STALL_SECONDS if stalls else None
         next_look = self._memory.next_look(self.flights)
         if self._is_paused:
-            next_look = min(next_look, self._memory.guard_at)
+            next_look = min(next_look, self._memory.guard.look_at)
         if not self._watch.is_idle:
             next_look = min(next_look, self._watch.next_look())
         if next_look == math.inf:

@@ -25,8 +25,8 @@ from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.machine import as_bytes, available_cpus, available_memory
-from forgepar.memory import Memory
+from forgepar.machine import as_bytes, available_cpus
+from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
 from forgepar.result import RunResult
 from forgepar.rollback import RollbackReport, Strategy
@@ -89,6 +89,7 @@ class WorkflowExecutor:
         self._wear = Wear(max_tasks_per_worker, None if max_worker_memory is None else as_bytes(max_worker_memory))
         self._runs = itertools.count()
         self._batches = itertools.count(1)
+        self._guard = Guard()
         self._lock = threading.Lock()
         self._dispatcher: Dispatcher | None = None
 
@@ -193,7 +194,7 @@ class WorkflowExecutor:
         self, plan: Plan, policy: RunPolicy, cargo: Cargo, cancel: CancellationToken | None, console: Console
     ) -> RunResult:
         backend = self._backend
-        memory = Memory(plan, backend, available_memory())
+        memory = Memory(plan, backend, self._guard)
         backend.open(_n_useful(plan, policy))
         facts = RunFacts(
             os.urandom(8).hex(),

@@ -6,6 +6,7 @@ memory is left out: inputs are read by many at once, and what large values take 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -25,28 +26,50 @@ _TREE_COST = 20  # looks at whole process trees read all of /proc: they may take
 _GUARD_SECONDS = 0.1  # between two looks at what is available
 
 
+class Guard:
+    """Looks now and then whether memory is scarce; one for all runs of an executor, as they may be short.
+
+    Attributes:
+        look_at: when to look again, `time.perf_counter` seconds.
+    """
+
+    def __init__(self) -> None:
+        self.look_at = -math.inf
+        self._is_scarce = False
+
+    @functools.cached_property
+    def total(self) -> int:
+        """All the memory that there is, bytes."""
+        return total_memory()
+
+    def is_scarce(self, now: float) -> bool:
+        """Tell whether so little memory is available that nothing is to be handed out."""
+        if now >= self.look_at:
+            self.look_at = now + _GUARD_SECONDS
+            self._is_scarce = available_memory() < LEAST_SHARE * self.total
+        return self._is_scarce
+
+
 class Memory:
     """The part of one run that has to do with memory.
 
     Args:
         plan: the workflow.
         backend: tells what each slot is at.
-        available: bytes that running tasks may declare together.
+        guard: looks whether memory is scarce.
 
     Raises:
         InsufficientMemory: a task declares more than that, so could never run.
     """
 
-    def __init__(self, plan: Plan, backend: Backend, available: int) -> None:
+    def __init__(self, plan: Plan, backend: Backend, guard: Guard) -> None:
+        self.guard = guard
         self._backend = backend
-        self._available = available
-        self._look_at = self._guard_at = -math.inf
-        self._tree_at = -math.inf
-        self._is_scarce = False
+        self._available = 0
+        self._look_at = self._tree_at = -math.inf
         self._processes: dict[int, Any] = {}  # psutil's, by slot
         self._trees: dict[int, list[Any]] = {}
         self._idle: dict[int, int] = {}
-        self.total = total_memory()
         self.grow(plan)
 
     def grow(self, plan: Plan) -> None:
@@ -55,7 +78,10 @@ class Memory:
         Raises:
             InsufficientMemory: one of them declares more than can be had.
         """
-        declared, available = plan.memories, self._available
+        declared = plan.memories
+        if any(declared) and not self._available:
+            self._available = available_memory()  # what all that run at once may declare together
+        available = self._available
         for template, need in enumerate(declared):
             if need > available:
                 name = plan.name(int((plan.template_of == template).argmax()))
@@ -124,20 +150,6 @@ class Memory:
             used=used,
             limit=limit,
         )
-
-    # The guard
-
-    def is_scarce(self, now: float) -> bool:
-        """Tell whether so little memory is available that nothing is to be handed out."""
-        if now >= self._guard_at:
-            self._guard_at = now + _GUARD_SECONDS
-            self._is_scarce = available_memory() < LEAST_SHARE * self.total
-        return self._is_scarce
-
-    @property
-    def guard_at(self) -> float:
-        """When to look again at what is available."""
-        return self._guard_at
 
     # Looking
 

@@ -14,11 +14,10 @@ import pytest
 from conftest import wait_until
 
 import forgepar as fp
-from forgepar import executor as executor_module
 from forgepar import memory as memory_module
 from forgepar.backends.board import mark
 from forgepar.events import WorkflowMemoryLow, WorkflowTaskMemoryExceeded
-from forgepar.memory import LEAST_SHARE, Memory
+from forgepar.memory import LEAST_SHARE, Guard, Memory
 
 MIB = 1 << 20
 
@@ -86,7 +85,8 @@ def overlapping(folder, name, memory):
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
 def test_tasks_at_once_never_declare_more_than_there_is(tmp_path, monkeypatch, schedule):
     there_is = 100 * MIB
-    monkeypatch.setattr(executor_module, "available_memory", lambda: there_is)
+    monkeypatch.setattr(memory_module, "available_memory", lambda: there_is)
+    monkeypatch.setattr(memory_module, "total_memory", lambda: there_is)
     wf = fp.Workflow()
     handles = []
     for number, memory in enumerate([60, 60, 60, 30, 30, 30, 100, 100, 20, 20]):
@@ -107,7 +107,8 @@ def test_others_run_while_a_large_one_waits(tmp_path, monkeypatch):
         wait_until(started.exists, "the large one to start")
         done.touch()
 
-    monkeypatch.setattr(executor_module, "available_memory", lambda: 100 * MIB)
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 100 * MIB)
+    monkeypatch.setattr(memory_module, "total_memory", lambda: 100 * MIB)
     wf = fp.Workflow()
     large = fp.task(hold).options(memory=80 * MIB)
     for _ in range(2):  # the second waits for the first, which waits for what comes after both
@@ -117,7 +118,8 @@ def test_others_run_while_a_large_one_waits(tmp_path, monkeypatch):
 
 
 def test_tasks_that_declare_all_of_it_run_one_by_one(monkeypatch):
-    monkeypatch.setattr(executor_module, "available_memory", lambda: 100 * MIB)
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 100 * MIB)
+    monkeypatch.setattr(memory_module, "total_memory", lambda: 100 * MIB)
     wf = fp.Workflow()
     handles = wf.map(
         fp.task(lambda i: (i, time.perf_counter(), time.perf_counter())).options(memory=100 * MIB), range(50)
@@ -229,7 +231,10 @@ def memory_of(*needs, available=1000):
     for number, need in enumerate(needs):
         wf.add(fp.task(abs).options(name=f"t{number}", memory=need), number)
     slots = Slots()
-    return Memory(wf.plan(), slots, available), slots
+    guard = Guard()
+    memory = Memory(wf.plan(), slots, guard)
+    memory._available = available
+    return memory, slots
 
 
 def flight(number, template, tasks=(0,)):
@@ -283,7 +288,7 @@ def test_while_memory_is_low_nothing_is_handed_out_and_it_says_so(monkeypatch):
 
 
 def test_a_twentieth_is_the_least(monkeypatch):
-    memory, _ = memory_of(None)
+    guard = Guard()
     for share, scarce in ((LEAST_SHARE * 0.9, True), (LEAST_SHARE * 1.1, False)):
-        monkeypatch.setattr(memory_module, "available_memory", lambda share=share: int(memory.total * share))
-        assert memory.is_scarce(memory.guard_at + 1) is scarce
+        monkeypatch.setattr(memory_module, "available_memory", lambda share=share: int(guard.total * share))
+        assert guard.is_scarce(guard.look_at + 1) is scarce

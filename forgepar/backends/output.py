@@ -9,6 +9,7 @@ threads and forked children may write at any time without a lock. What reaches d
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -239,11 +240,16 @@ def rules_here() -> Rules:
     levels = {name: level for name, level in named.items() if level} | {"": logging.getLogger().level}
     if manager.disable:
         levels["-"] = manager.disable
+    return Rules(levels, _pickled_filters(tuple(warnings.filters)))
+
+
+@functools.lru_cache(maxsize=1)  # they seldom change from run to run
+def _pickled_filters(given: tuple[tuple[Any, ...], ...]) -> bytes:
     filters = [
         (action, _pattern(message), category, _pattern(module), lineno)
-        for action, message, category, module, lineno in warnings.filters
+        for action, message, category, module, lineno in given
     ]
-    return Rules(levels, _dumps(filters, []))
+    return _dumps(filters, [])
 
 
 def _pattern(given: Any) -> str:
