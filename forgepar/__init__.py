@@ -21,14 +21,17 @@ __all__ = [
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
+    "Finding",
     "ForeignHandle",
     "ForgeparError",
+    "Included",
     "InsufficientMemory",
     "LayerRow",
     "MissingResult",
     "NotInTask",
     "Options",
     "OutputLine",
+    "ParallelTasks",
     "RemoteError",
     "ResultReleased",
     "RetryFallback",
@@ -67,6 +70,9 @@ __all__ = [
     "empty_like",
     "find_cycle",
     "longest_path_layers",
+    "map_reduce",
+    "parallel",
+    "sequence",
     "task",
     "when",
 ]
@@ -78,6 +84,8 @@ _HOME = {
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
     "branching": ("when",),
     "cancellation": ("CancellationToken",),
+    "checks": ("Finding",),
+    "combinators": ("Included", "ParallelTasks", "map_reduce", "parallel", "sequence"),
     "console": ("OutputLine",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
     "snapshot": ("RunSnapshot", "RunningTask"),
@@ -92,6 +100,8 @@ _HOME = {
 if TYPE_CHECKING:
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
+    from forgepar.checks import Finding
+    from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
     from forgepar.errors import (

@@ -34,6 +34,7 @@ _EXAMPLES = """examples:
   forgepar run forgepar.examples.census -p root=src --workers 4
   forgepar run pipeline.py:nightly -p day=2024-05-01 --summary
   forgepar layers pipeline.py:nightly
+  forgepar check pipeline.py:nightly
 """
 
 
@@ -97,6 +98,16 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Print what is likely to go wrong; the code is that of a bad workflow if it could not run."""
+    findings = workflow.check(
+        workers=arguments.workers, layer_timeout=arguments.layer_timeout, rollback=arguments.rollback
+    )
+    for finding in findings:
+        print(finding)
+    return BAD_USAGE if any(finding.is_fatal for finding in findings) else DONE
+
+
 def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Print the layers of a workflow, and what a run would take where durations are known."""
     for number, names in enumerate(workflow.execution_layers()):
@@ -148,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
+    command = _command(commands, "check", check, "print what is likely to go wrong in a workflow, without running it")
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of the run (default: one a CPU)")
+    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="that of the run")
+    command.add_argument("--rollback", choices=("all", "upstream", "none"), default="all", help="that of the run")
     command = _command(commands, "layers", layers, "print which tasks run together")
     command.add_argument("--all", action="store_true", help="print every name")
     command.add_argument(

@@ -20,6 +20,8 @@ from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker import inside_worker
 from forgepar.cancellation import CancellationToken
+from forgepar.checks import Finding  # noqa: F401  (it lends `Workflow.check` what it needs)
+from forgepar.combinators import Included  # noqa: F401  (it lends `Workflow.include` what it needs)
 from forgepar.console import Console, Show
 from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher

@@ -262,6 +262,11 @@ class Plan:
         """Return the callables that tasks of a template may need: their own, and those of its stand-ins."""
         return [self.callable_of[number] for number in (template, *self.stand_ins.of_base.get(template, ()))]
 
+    @property
+    def order_only(self) -> tuple[IntArray, IntArray]:
+        """The edges by which no value goes: the tasks waited for, and those that wait."""
+        return self._before, self._after
+
     def spec(self, task: int) -> Spec:
         """Return the callable and options of a task."""
         return self.specs[self.templates[int(self.template_of[task])].spec]
@@ -291,7 +296,7 @@ class Plan:
 
     def check_names(self) -> None:
         """Raise `DuplicateTaskName` where a name that was given is also one that was derived."""
-        bare = ((int(tasks[0]), base) for base, tasks in self._by_base.items() if "-" in base)
+        bare = ((int(tasks[0]), base) for base, tasks in self._by_base.items() if "-" in base and len(tasks))
         for task, name in [*self._explicit.items(), *bare]:
             others = [other for other in self._derived(name) if other != task]
             if others and self.name(task) == name:
@@ -330,6 +335,9 @@ class Plan:
         for base, ordinal in places:
             tasks = self._by_base.get(base, ())
             place = max(ordinal, 0)
+            if place >= len(tasks) or self.ordinals[tasks[place]] != ordinal:
+                # Some of the base's are missing, as of a workflow included in part, or have names of their own.
+                place = int(np.argmax(self.ordinals[tasks] == ordinal)) if len(tasks) else 0
             if place < len(tasks):
                 task = int(tasks[place])
                 if self.ordinals[task] == ordinal and task not in self._explicit:

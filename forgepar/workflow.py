@@ -72,6 +72,8 @@ class Engine:
 
     freeze: Callable[[Workflow], Any]
     run: Callable[[Workflow, dict[str, Any]], Any]
+    check: Callable[[Workflow, dict[str, Any]], Sequence[Any]]
+    include: Callable[[Workflow, Workflow, Mapping[str, Any], str | None], Any]
     fan_out: Callable[[Workflow, Any, Sequence[Any], Mapping[str, Any]], TaskHandle]
 
 
@@ -224,6 +226,57 @@ class Workflow:
         self._plan = None
         return TaskHandles(self, range(first, first + n_tasks))
 
+    def include(
+        self, other: Workflow, bindings: Mapping[str, Any] | None = None, *, prefix: str | None = None, **more: Any
+    ) -> Any:
+        """Add all tasks of another workflow, which stays as it is.
+
+        Args:
+            other: the workflow.
+            bindings: what to have instead of some of its tasks, by their names: handles of this workflow, or values.
+            prefix: their names here begin with it and a slash. None: the other's name, with a number if need be.
+            **more: further bindings.
+
+        Returns:
+            A mapping from names and handles of the other's tasks to handles here.
+
+        Raises:
+            UnknownTask: a binding for a task that the other does not have.
+            DuplicateTaskName: the prefix was given, and is taken.
+            ForeignHandle: a binding to a handle of a third workflow.
+
+        Example:
+            >>> inner = Workflow("inner")
+            >>> number = inner.add(int, "7")
+            >>> square = inner.add(pow, number, 2)
+            >>> outer = Workflow("outer")
+            >>> included = outer.include(inner, int=outer.add(abs, -3))
+            >>> outer.execution_layers()
+            [['abs'], ['inner/pow']]
+            >>> outer.run(backend="inline")[included[square]]
+            9
+        """
+        return Engine.include(self, other, {**(bindings or {}), **more}, prefix)
+
+    def changed(self) -> None:
+        """Note that the columns have changed, so that the plan is made anew."""
+        self._plan = None
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """How many tasks were named after each base."""
+        return self._counters
+
+    def adopt_names(self, explicit: Mapping[int, str], counters: Mapping[str, int]) -> None:
+        """Take in names that were given to tasks, and how many were named after each base, of another workflow."""
+        self.explicit_names.update(explicit)
+        self._names_taken.update(explicit.values())
+        self._counters.update(counters)
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Tell whether names of tasks begin with a prefix and a slash."""
+        return any(base.startswith(f"{prefix}/") for base in self._counters)
+
     def add_dependency(self, task: TaskHandle | str, after: TaskHandle | str) -> None:
         """Make a task wait for another, though it takes no value from it.
 
@@ -301,6 +354,30 @@ class Workflow:
         plan = self.plan()
         plan.check_names()
         plan.layers  # noqa: B018  (they cannot be had of a cycle)
+
+    def check(
+        self, *, workers: int | None = None, layer_timeout: float | None = None, rollback: Any = "all"
+    ) -> Sequence[Any]:
+        """Return what is likely to go wrong, or slower than need be, each with its mend; nothing runs.
+
+        A cycle, with its path; order without data that makes layers more; layers narrower than the workers; tasks
+        without a timeout of their own under ``layer_timeout``; declared memory that cannot be had; tasks with
+        ``effects`` and no ``compensate``, if a rollback may come to them.
+
+        Args:
+            workers: how many workers the run would have; None: one for each CPU this process may use.
+            layer_timeout: as of the run.
+            rollback: as of the run.
+
+        Returns:
+            A `Finding` each; those with ``is_fatal`` would keep a run from starting.
+
+        Example:
+            >>> wf = Workflow()
+            >>> [finding.kind for finding in wf.check()]
+            ['empty']
+        """
+        return Engine.check(self, {"workers": workers, "layer_timeout": layer_timeout, "rollback": rollback})
 
     def plan(self) -> Any:
         """Return the workflow frozen as a `Plan`; made anew only when the workflow has changed."""
