@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 
 class ForgeparError(Exception):
@@ -250,7 +251,7 @@ class WorkflowFailed(ForgeparError, ExceptionGroup[Exception]):
         result: the `RunResult` with all that was done before the run ended.
     """
 
-    result: object
+    result: Any
 
     def derive(self, excs: Sequence[Exception], /) -> WorkflowFailed:  # type: ignore[override]  # made of Exceptions only
         """Split for ``except*``, keeping the result."""

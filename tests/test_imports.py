@@ -26,7 +26,7 @@ RANKS = {
     10: ["dispatch"],
     11: ["snapshot", "targets"],
     12: ["executor"],
-    13: ["cli", "examples.census"],
+    13: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
     14: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
