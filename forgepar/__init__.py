@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adjacency",
     "ArenaFull",
+    "AuditLog",
     "Backoff",
     "BytesUsed",
     "CancellationToken",
@@ -76,6 +77,7 @@ _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "audit": ("AuditLog",),
     "branching": ("when",),
     "cancellation": ("CancellationToken",),
     "console": ("OutputLine",),
@@ -90,6 +92,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from forgepar.audit import AuditLog
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.console import OutputLine
