@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
@@ -152,6 +153,8 @@ def _sink(listener: Listener) -> Sink:
         return JsonLines(listener)
     if isinstance(listener, logging.Logger):
         return Logging(listener)
+    if isinstance(listener, io.IOBase):
+        raise ValueError(f"audit={listener!r} is an open file. Give its path.")
     if hasattr(listener, "write"):
         return listener
     if callable(listener):
