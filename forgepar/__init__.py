@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adjacency",
     "ArenaFull",
+    "AuditLog",
     "Backoff",
     "BytesUsed",
     "CancellationToken",
@@ -82,6 +83,7 @@ _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
     "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "audit": ("AuditLog",),
     "branching": ("when",),
     "cancellation": ("CancellationToken",),
     "checks": ("Finding",),
@@ -98,6 +100,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from forgepar.audit import AuditLog
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding

@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,18 +20,23 @@ from forgepar.events import (
     Sink,
     WorkflowCompleted,
     WorkflowStarted,
+    WorkflowTaskCompleted,
     WorkflowTaskFailed,
     WorkflowTaskParallelCompleted,
     WorkflowTaskParallelStarted,
     WorkflowTaskRetried,
     WorkflowTasksAdded,
+    WorkflowTaskSkipped,
+    WorkflowTaskStarted,
     WorkflowToolFallback,
     WorkflowValueSpilled,
     WorkflowWorkerDied,
 )
+from forgepar.journal import Journal
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Ledger
 from forgepar.runstate import Effect, FellBack, LayerCompleted, LayerStarted, Retried, Skipped, Status, TaskFailed
+from forgepar.standing import error_text
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment, wire_bytes
 from forgepar.values.segment import is_reused, is_spilled, names_of
@@ -37,25 +44,36 @@ from forgepar.values.segment import is_reused, is_spilled, names_of
 _TWO_FLOATS = struct.Struct("dd")
 
 
+class _Learnt(NamedTuple):
+    at: float
+    effect: Effect
+
+
+_Note: TypeAlias = tuple[Tasks, Reply] | _Learnt | Event
+
+
 class Books:
     """Writes a run's ledger and events.
 
     Args:
         plan: the workflow.
-        sinks: who gets the events.
+        run_id: the run's id.
+        sinks: who gets the events; they raise nothing.
         n_slots: how many workers the run has.
         arena: where large values are.
     """
 
-    def __init__(self, plan: Plan, sinks: Sequence[Sink], n_slots: int, arena: Arena) -> None:
+    def __init__(self, plan: Plan, run_id: str, sinks: Sequence[Sink], n_slots: int, arena: Arena) -> None:
         self._arena = arena
         self.ledger = Ledger(plan.n_tasks)
         self.ledger.n_slots = n_slots
+        self.ledger.run_id = run_id
         self._plan = plan
-        self._sinks = sinks
+        self._journal = Journal(plan, self.ledger, sinks)
+        self.events = self._journal.events
+        self._notes: list[_Note] = []  # in the order in which the parent learnt of them
+        self._begun: dict[int, int] = {}  # by slot, the task that was told to have begun before any reply told of it
         self._read()
-        self._replies: list[tuple[Tasks, Reply]] = []
-        self._effects: list[Effect] = []
 
     def _read(self) -> None:
         # A single row is written through these: numpy would take five times as long.
@@ -69,64 +87,91 @@ class Books:
         self._plan = plan
         self.ledger.grow(plan.n_tasks)
         self._read()
-        self._emit([WorkflowTasksAdded(time.time(), plan.name(task), n_new, plan.n_layers)])
+        self.events.grow(plan)
+        self.event(WorkflowTasksAdded(self._now(), plan.name(task), n_new, plan.n_layers))
 
     def begin(self) -> None:
         """Note the start of the run."""
-        plan = self._plan
-        self.ledger.began = time.perf_counter()
+        plan, ledger = self._plan, self.ledger
+        ledger.began, ledger.began_at = time.perf_counter(), time.time()
         self._arena.reset_peak()
-        self._emit([WorkflowStarted(time.time(), plan.workflow_name, plan.n_tasks, plan.n_layers)])
+        self.event(WorkflowStarted(self._now(), plan.workflow_name, plan.n_tasks, plan.n_layers))
 
     def reply(self, tasks: Tasks, reply: Reply) -> None:
         """Queue what a reply tells of the tasks it is about."""
-        self._replies.append((tasks, reply))
+        self._notes.append((tasks, reply))
 
     def effects(self, effects: Sequence[Effect]) -> None:
         """Queue what followed from outcomes."""
-        self._effects += effects
+        if effects:
+            now = self._now()
+            self._notes += [_Learnt(now, effect) for effect in effects]
 
     def failure(self, task: int, error: Exception, slot: int) -> None:
         """Write down at once what a task's attempt failed with."""
         self.ledger.errors[task] = error
         self.ledger.worker[task] = slot
 
-    def cut_short(self, task: int, started: float) -> None:
+    def begun(self, task: int, slot: int, started: float) -> None:
+        """Note a start that no reply has told of, and none may ever tell of."""
+        self._begun[slot] = task
+        self._notes.append(self._started(task, slot, started))
+
+    def cut_short(self, task: int, lost: Lost) -> None:
         """Write down the time of an attempt that its worker did not live to tell of."""
-        self.ledger.start[task] = started
-        self.ledger.duration[task] = time.perf_counter() - started
+        ledger = self.ledger
+        ledger.start[task] = lost.started
+        ledger.duration[task] = time.perf_counter() - lost.started
+        ledger.worker[task] = lost.slot
+        if self._begun.pop(lost.slot, None) != task:
+            self._notes.append(self._started(task, lost.slot, lost.started))
 
     def event(self, event: Event) -> None:
-        """Note an event now, behind what is queued."""
+        """Note an event now, behind what is queued; its time is this, by the clock that tells those of tasks."""
+        self._notes.append(replace(event, at=self._now()))
         self.keep()
-        self._emit([event])
 
     def death(self, lost: Lost, blamed: int | None) -> None:
         """Note that a worker ended, and which task was blamed."""
         name = None if blamed is None else self._plan.name(blamed)
-        self.event(WorkflowWorkerDied(time.time(), lost.slot, lost.pid, lost.exit_code, name))
+        self.event(WorkflowWorkerDied(self._now(), lost.slot, lost.pid, lost.exit_code, name))
 
     def keep(self) -> None:
         """Write what is queued."""
-        for tasks, reply in self._replies:
-            self._write(tasks, reply)
-        self._replies.clear()
-        if self._effects:
-            now = time.time()
-            events = [event for effect in self._effects if (event := self._event(effect, now)) is not None]
-            self._effects.clear()
-            self._emit(events)
+        if not self._notes:
+            return
+        for note in self._notes:
+            if isinstance(note, Event):
+                self._journal.tell(note)
+            elif isinstance(note, _Learnt):
+                self._tell(note.effect, note.at)
+            else:
+                self._write(*note)
+        self._notes.clear()
+        self._journal.deliver()
 
-    def end(self, status: np.ndarray[tuple[int], np.dtype[np.int8]], attempts: dict[int, int]) -> None:
+    def end(self, status: np.ndarray[tuple[int], np.dtype[np.int8]]) -> None:
         """Write what is queued, and note the end of the run."""
         self.keep()
-        self.ledger.attempts = attempts
         self.ledger.bytes_peak = self._arena.usage().peak
         self.ledger.wall_seconds = time.perf_counter() - self.ledger.began
         counts = np.bincount(status, minlength=len(Status)).tolist()
         n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
         is_good = n_completed + counts[Status.SKIPPED] == self._plan.n_tasks
-        self._emit([WorkflowCompleted(time.time(), is_good, n_completed, n_failed)])
+        self.event(WorkflowCompleted(self._now(), is_good, n_completed, n_failed))
+
+    def _now(self) -> float:
+        """Return the UTC seconds, told by the clock of the tasks, which nobody sets while a run goes."""
+        return self._utc(time.perf_counter())
+
+    def _utc(self, seconds: float) -> float:
+        return self.ledger.began_at + (seconds - self.ledger.began)
+
+    def _started(self, task: int, slot: int, started: float) -> WorkflowTaskStarted:
+        attempt = self.ledger.attempts.get(task, 1)
+        return WorkflowTaskStarted(
+            self._utc(started), self._plan.name(task), int(self._plan.layers[task]), attempt, slot
+        )
 
     def _write(self, tasks: Tasks, reply: Reply) -> None:
         ledger = self.ledger
@@ -146,6 +191,38 @@ class Books:
             for task, value in zip(tasks, reply.values, strict=True):
                 if type(value) is tuple:
                     self._weigh_value(int(task), value)
+        self._tell_tasks(tasks, reply)
+
+    def _tell_tasks(self, tasks: Tasks, reply: Reply) -> None:
+        """Note that tasks began and, but for one that failed, completed."""
+        n_good = len(tasks) - (reply.failure is not None)
+        good, failing = tasks[:n_good], tasks[n_good:]
+        if self._begun and self._begun.get(reply.slot) in tasks:
+            # It was told to have begun when its time was over, and its end was on the way by then.
+            begun = self._begun.pop(reply.slot)
+            place = [int(task) for task in tasks].index(begun)
+            self._journal.completed(good[:place])
+            if place < n_good:
+                self._journal.ended(begun)
+            good, failing = good[place + 1 :], failing[: place != n_good]
+        # One that returned a workflow may yet fail, if that cannot join the run, and complete in another attempt.
+        self._journal.completed(good, is_final=not reply.subflows)
+        for task in failing:
+            self._journal.tell(self._started(int(task), reply.slot, self._start_at[task]))
+
+    def _fall_back(self, at: float, task: int, attempt: int, place: int) -> None:
+        """Note that a task failed, that something is done about it, and what it comes to where no worker is asked."""
+        ledger, step, name = self.ledger, self._plan.spec(task).options.fallback[place], self._plan.name(task)
+        error, taken = ledger.errors.pop(task), str(step)
+        ledger.fallbacks[task] = taken
+        self._journal.tell(WorkflowToolFallback(at, name, attempt, error_text(error), taken, step.kind))
+        if step.kind == "retry":
+            ledger.attempts[task] = attempt + 1
+        elif step.kind == "skip":
+            self._journal.tell(WorkflowTaskSkipped(at, name, None))
+        elif step.kind != "call":
+            worker = int(ledger.worker[task])
+            self._journal.tell(WorkflowTaskCompleted(at, name, attempt, worker, 0.0, int(ledger.bytes[task])))
 
     def _weigh_value(self, task: int, value: Wire) -> None:
         ledger, n_bytes = self.ledger, wire_bytes(value)
@@ -158,34 +235,26 @@ class Books:
         if any(map(is_spilled, names)):
             if not ledger.bytes_spilled:
                 place = self._arena.place
-                self._emit([WorkflowValueSpilled(time.time(), self._plan.name(task), place.spill_folder, place.budget)])
+                name = self._plan.name(task)
+                self._journal.tell(WorkflowValueSpilled(self._now(), name, place.spill_folder, place.budget))
             ledger.bytes_spilled += n_bytes
 
-    def _event(self, effect: Effect, now: float) -> Event | None:
+    def _tell(self, effect: Effect, at: float) -> None:
+        ledger, tell = self.ledger, self._journal.tell
         match effect:
             case LayerStarted(layer, n_tasks):
-                return WorkflowTaskParallelStarted(now, layer, n_tasks)
+                tell(WorkflowTaskParallelStarted(at, layer, n_tasks))
             case LayerCompleted(layer, n_tasks):
-                return WorkflowTaskParallelCompleted(now, layer, n_tasks)
+                tell(WorkflowTaskParallelCompleted(at, layer, n_tasks))
             case Retried(task, attempt):
-                del self.ledger.errors[task]
-                return WorkflowTaskRetried(now, self._plan.name(task), attempt)
+                ledger.attempts[task] = attempt
+                tell(WorkflowTaskRetried(at, self._plan.name(task), attempt, error_text(ledger.errors.pop(task))))
             case FellBack(task, attempt, step):
-                error = self.ledger.errors.pop(task)
-                taken = str(self._plan.spec(task).options.fallback[step])
-                self.ledger.fallbacks[task] = taken
-                told = f"{type(error).__name__}: {error}"
-                return WorkflowToolFallback(now, self._plan.name(task), attempt, told, taken)
+                self._fall_back(at, task, attempt, step)
             case TaskFailed(task, attempt):
-                error = self.ledger.errors[task]
-                return WorkflowTaskFailed(now, self._plan.name(task), attempt, f"{type(error).__name__}: {error}")
+                tell(WorkflowTaskFailed(at, self._plan.name(task), attempt, error_text(ledger.errors[task])))
             case Skipped(tasks, cause):
-                if self.ledger.skipped_for is None:
-                    self.ledger.skipped_for = np.full(self._plan.n_tasks, -1, np.int32)
-                self.ledger.skipped_for[tasks] = cause
-        return None
-
-    def _emit(self, events: Sequence[Event]) -> None:
-        self.ledger.events += events
-        for sink in self._sinks:
-            sink.write(events)
+                if ledger.skipped_for is None:
+                    ledger.skipped_for = np.full(self._plan.n_tasks, -1, np.int32)
+                ledger.skipped_for[tasks] = cause
+                self._journal.skipped(at, tasks, cause)

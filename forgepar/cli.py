@@ -86,6 +86,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 timeout=arguments.timeout,
                 layer_timeout=arguments.layer_timeout,
                 show="tagged" if arguments.tag_output else "plain",
+                audit=arguments.audit,
             )
         except WorkflowFailed as failure:
             _print_failure(failure, with_summary=arguments.summary)
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rollback", choices=("all", "upstream", "none"), default="all", help="what to undo if a task fails"
     )
     command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
+    command.add_argument("--audit", metavar="FILE", help="append what happens to a file, a line of JSON an event")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
     command = _command(commands, "check", check, "print what is likely to go wrong in a workflow, without running it")

@@ -100,7 +100,7 @@ class Dispatcher:
         self.run_id = run_id
         self.version = 1
         self.state = RunState(plan, policy)
-        self.books = Books(plan, sinks, backend.n_slots, backend.arena)
+        self.books = Books(plan, run_id, sinks, backend.n_slots, backend.arena)
         self._active: RunState | Rollback = self.state
         self.rollback: Rollback | None = None
         self._handled: dict[int, Exception] = {}
@@ -152,7 +152,7 @@ class Dispatcher:
         self._take(self.backend.rest())
         self._shipment.close()
         self._tell_what_to_drop()
-        self.books.end(self.state.status, self.state.attempts)
+        self.books.end(self.state.status)
 
     def _loop(self) -> None:
         while True:
@@ -468,7 +468,7 @@ class Dispatcher:
     def _blame(self, task: int, template: int, lost: Lost, sentence: Sentence | None) -> None:
         """Let the task that a lost worker was at fail; not if the run ended it, or its worker was ended for another."""
         if self.rollback is None:
-            self.books.cut_short(task, lost.started)
+            self.books.cut_short(task, lost)
         if sentence is not None and sentence.task == task:
             self._fail(task, template, sentence.error, lost.slot, "")
             return
@@ -578,6 +578,7 @@ class Dispatcher:
         if stack:
             error.add_note("where it was, innermost call first:\n" + stack)
         attempt = self.state.attempts.get(task, 1)
+        self._tell_begun(slot, task)
         self.books.event(WorkflowTaskTimedOut(time.time(), self.plan.name(task), attempt, slot, error.seconds))
         self.backend.terminate(slot)
 
@@ -589,8 +590,14 @@ class Dispatcher:
             self._watch.sentences[slot] = Sentence(task, error, math.inf)
             attempt = self.state.attempts.get(task, 1)
             name = self.plan.name(task)
+            self._tell_begun(slot, task)
             self.books.event(WorkflowTaskMemoryExceeded(time.time(), name, attempt, slot, error.used, error.limit))
             self.backend.kill(slot)
+
+    def _tell_begun(self, slot: int, task: int) -> None:
+        """Have it on record that a task began of which no reply may ever tell."""
+        if self.rollback is None:
+            self.books.begun(task, slot, self.backend.started(slot))
 
     def _run_out_of_time(self, layer: int, seconds: float) -> None:
         slots = {slot: task for slot in range(len(self.flights)) if (task := self._task_at(slot)) is not None}

@@ -1,13 +1,15 @@
 """What happens in a run, as frozen events, and the protocol of those who listen.
 
-The names are those that users of the original engine know. A sink gets events in the order in which they happened, in
-batches, between the dispatcher's other work.
+The names are those that users of the original engine know. A run numbers its events from 0 in the order in which its
+process learnt of them, which for tasks that run side by side is not quite that in which they happened (``at``): a
+worker tells of its tasks a batch at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -17,9 +19,23 @@ class Event:
 
     Attributes:
         at: when, in seconds since the epoch (UTC).
+        seq: its number in the run, from 0; -1 as long as no run has told it.
+        run_id: the run's id.
+
+    Example:
+        >>> WorkflowTaskParallelStarted(0.0, 3, 20).time.isoformat()
+        '1970-01-01T00:00:00+00:00'
     """
 
     at: float
+    # By keyword, so that the fields of each kind follow its time.
+    seq: int = field(default=-1, kw_only=True)
+    run_id: str = field(default="", kw_only=True)
+
+    @property
+    def time(self) -> datetime:
+        """When, as a `datetime` that knows it is UTC."""
+        return datetime.fromtimestamp(self.at, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +64,47 @@ class WorkflowTaskParallelCompleted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkflowTaskRetried(Event):
-    """A task failed and is tried again."""
+class WorkflowTaskStarted(Event):
+    """A worker began an attempt of a task."""
+
+    task: str
+    layer: int
+    attempt: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskCompleted(Event):
+    """A task returned; ``seconds`` it took, its value has ``bytes`` as it travels (0 for None, numbers, short text)."""
 
     task: str
     attempt: int
+    worker: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskRetried(Event):
+    """A task failed with ``error`` and is tried again; ``attempt`` is the one to come."""
+
+    task: str
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowTaskSkipped(Event):
+    """A task will not run.
+
+    Attributes:
+        task: which.
+        waited_for: the task that it waited for, directly or not, which failed, was left out, or chose another branch;
+            None where it failed itself, and its fallback is to go on without it.
+    """
+
+    task: str
+    waited_for: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +118,13 @@ class WorkflowTaskFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkflowToolFallback(Event):
-    """A task failed, and a step of its fallback is taken instead."""
+    """A task failed, and a step of its fallback is taken instead; ``kind`` is "value", "call", "retry" or "skip"."""
 
     task: str
     attempt: int
     error: str
     fallback: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +233,27 @@ class WorkflowCompleted(Event):
     failed: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownEvent(Event):
+    """An event of a kind that this version does not know, as a log of a newer one may have it.
+
+    Attributes:
+        name: its kind.
+        fields: what else was written of it.
+    """
+
+    name: str
+    fields: dict[str, object]
+
+
 class Sink(Protocol):
-    """Whoever listens to a run."""
+    """Whoever listens to a run.
+
+    It may have a ``flush()`` as well, which is called when the run is over, however it ended.
+    """
 
     def write(self, events: Sequence[Event]) -> None:
-        """Take in events. An exception is raised to the caller of the run."""
+        """Take in events, in order, those of a run in one thread.
+
+        An exception stops nothing: it is reported by a `RuntimeWarning`, and the sink gets nothing more of this run.
+        """

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from types import TracebackType
@@ -26,6 +26,7 @@ from forgepar.console import Console, Show
 from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
 from forgepar.errors import RunTimeout, WorkflowFailed
+from forgepar.events import Sink
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.memory import Guard, Memory
@@ -34,6 +35,7 @@ from forgepar.result import RunResult
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
 from forgepar.shipping import Cargo, Shipment
+from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, snapshot
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
 from forgepar.workflow import Engine, Workflow
@@ -125,6 +127,7 @@ class WorkflowExecutor:
         seed: int = 0,
         cancel: CancellationToken | None = None,
         show: Show = "plain",
+        audit: Audit = None,
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -146,6 +149,9 @@ class WorkflowExecutor:
             show: how to show what tasks print: "plain", as it is; "tagged", each line behind its task's name; or what
                 is to be called with each `OutputLine`. What they log and warn of always goes to `logging` and
                 `warnings` of this process.
+            audit: who is told of each `forgepar.events.Event` as it happens: the path of a file that gets a line of
+                JSON for each (`AuditLog.load` reads it), a `logging.Logger`, a function of an event, a
+                `forgepar.events.Sink`, or a list of these. The result has them all in any case.
 
         Returns:
             Values and records; of a run that was called off (``.status`` is "cancelled"), those there are.
@@ -177,8 +183,8 @@ class WorkflowExecutor:
         if show not in ("plain", "tagged") and not callable(show):
             raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
         cargo = Cargo(plan)
-        with self._lock:
-            return self._run(plan, policy, cargo, cancel, Console(plan, show))
+        with self._lock, open_sinks(audit) as sinks:
+            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks)
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -193,7 +199,13 @@ class WorkflowExecutor:
         self.close()
 
     def _run(
-        self, plan: Plan, policy: RunPolicy, cargo: Cargo, cancel: CancellationToken | None, console: Console
+        self,
+        plan: Plan,
+        policy: RunPolicy,
+        cargo: Cargo,
+        cancel: CancellationToken | None,
+        console: Console,
+        sinks: Sequence[Sink],
     ) -> RunResult:
         backend = self._backend
         memory = Memory(plan, backend, self._guard)
@@ -207,7 +219,7 @@ class WorkflowExecutor:
         one_layer = policy.schedule == "layers"
         shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots, facts, one_layer=one_layer)
         dispatcher = Dispatcher(
-            plan, policy, backend, facts.run_id, shipment, (), self._batches.__next__, memory, console, cancel
+            plan, policy, backend, facts.run_id, shipment, sinks, self._batches.__next__, memory, console, cancel
         )
         forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
         streams = console.replacing_streams() if backend.name == InlineBackend.name else nullcontext()
@@ -225,7 +237,8 @@ class WorkflowExecutor:
                 forget()
         undone = dispatcher.rollback.report() if dispatcher.rollback is not None else RollbackReport()
         plan = dispatcher.plan
-        result = RunResult(plan, dispatcher.state.status, dispatcher.books.ledger, outputs, undone)
+        books = dispatcher.books
+        result = RunResult(plan, dispatcher.state.status, books.ledger, outputs, books.events, undone)
         if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)
         return result

@@ -17,6 +17,7 @@ from forgepar.machine import as_text
 from forgepar.plan import Plan
 from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
+from forgepar.standing import Standing, TaskStanding, error_text
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
 
@@ -107,6 +108,8 @@ class Ledger:
         worker: int16, -1 until it ran.
         bytes: int64, size of the value as it travelled; 0 for scalars.
         skipped_for: int32, the failed task that one waited for, -1 for none; None as long as no task was skipped.
+        began: when the run did, `time.perf_counter` seconds.
+        began_at: the same in seconds since the epoch (UTC).
     """
 
     def __init__(self, n_tasks: int) -> None:
@@ -121,8 +124,9 @@ class Ledger:
         self.attempts: dict[int, int] = {}
         self.errors: dict[int, Exception] = {}
         self.fallbacks: dict[int, str] = {}
-        self.events: list[Event] = []
+        self.run_id = ""
         self.began = 0.0
+        self.began_at = 0.0
         self.wall_seconds = 0.0
         self.n_slots = 0
         self.cpu_seconds = 0.0
@@ -181,7 +185,8 @@ class RunResult:
     outputs are there: by default the values that no other task took.
 
     Attributes:
-        events: what happened, in order.
+        run_id: the run's id, text of its own.
+        events: what happened, in order; those of tasks are made when they are looked at.
         errors: the exception of each failed task, by name.
         wall_seconds: how long the run took.
         cpu_seconds: CPU time that workers spent in it.
@@ -203,6 +208,7 @@ class RunResult:
         status: NDArray[np.int8],
         ledger: Ledger,
         values: Outputs,
+        events: Sequence[Event],
         rollback: RollbackReport = RollbackReport(),  # noqa: B008  (it never changes)
     ) -> None:
         self._plan = plan
@@ -210,7 +216,8 @@ class RunResult:
         self._ledger = ledger
         self._values = values
         self.rollback = rollback
-        self.events = tuple(ledger.events)
+        self.events = events
+        self.run_id = ledger.run_id
         self.errors = {plan.name(task): error for task, error in ledger.errors.items()}
         self.wall_seconds = ledger.wall_seconds
         self.cpu_seconds = ledger.cpu_seconds
@@ -283,6 +290,28 @@ class RunResult:
         """Count the tasks of each status that occurs."""
         counts = np.bincount(self._status, minlength=len(Status)).tolist()
         return {status.name.lower(): n for status, n in zip(Status, counts, strict=True) if n}
+
+    def standing(self) -> Standing:
+        """Return where the run and its tasks stand, in the form in which `AuditLog.replay` tells it from events.
+
+        Example:
+            >>> from forgepar import AuditLog, Workflow
+            >>> wf = Workflow()
+            >>> _ = wf.map(abs, range(3))
+            >>> result = wf.run(backend="inline")
+            >>> AuditLog(result.events).replay() == result.standing()
+            True
+        """
+        plan, ledger = self._plan, self._ledger
+        told = np.flatnonzero((ledger.worker >= 0) | (self._status == Status.SKIPPED)).tolist()
+        return Standing(
+            self.run_id,
+            plan.workflow_name,
+            self.status,
+            plan.n_tasks,
+            self.status_counts(),
+            {plan.name(task): self._task_standing(task) for task in told},
+        )
 
     def layer_table(self) -> list[LayerRow]:
         """Return a row a layer in which a task ran: its wall time beside its longest task."""
@@ -370,6 +399,11 @@ class RunResult:
             None if (failed := self._skipped_for(index)) is None else self._plan.name(failed),
             ledger.fallbacks.get(index),
         )
+
+    def _task_standing(self, index: int) -> TaskStanding:
+        record = self._record(index)
+        error = None if record.error is None else error_text(record.error)
+        return TaskStanding(record.status, record.attempt, record.worker, error)
 
     def _layer_row(self, layer: int) -> LayerRow | None:
         plan, ledger = self._plan, self._ledger

@@ -408,11 +408,12 @@ class Contract:
             assert 0 <= record.worker < executor.workers
             assert record.attempt == 1
 
-    def test_events_tell_each_layer(self, executor, wf):
+    def test_events_tell_each_layer_and_task(self, executor, wf):
         wf.add(identity, wf.map(identity, range(3)))
         names = [type(event).__name__ for event in executor.run(wf).events]
-        layer = ["WorkflowTaskParallelStarted", "WorkflowTaskParallelCompleted"]
-        assert names == ["WorkflowStarted", *layer, *layer, "WorkflowCompleted"]
+        begin, end = "WorkflowTaskParallelStarted", "WorkflowTaskParallelCompleted"
+        task = ["WorkflowTaskStarted", "WorkflowTaskCompleted"]
+        assert names == ["WorkflowStarted", begin, *3 * task, end, begin, *task, end, "WorkflowCompleted"]
 
 
 class TestInline(Contract):

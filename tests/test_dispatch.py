@@ -125,26 +125,6 @@ def test_a_batch_of_one_failing_and_many_good_tasks_keeps_the_good(any_backend):
     assert len(result.errors) == 1
 
 
-def test_events_go_to_sinks_in_order(monkeypatch):
-    """A sink sees what the result tells."""
-    seen = []
-
-    class Memory:
-        def write(self, events):
-            seen.extend(events)
-
-    made = dispatch.Dispatcher.__init__
-
-    def with_sink(self, plan, policy, backend, shipment, sinks, *rest):
-        made(self, plan, policy, backend, shipment, [*sinks, Memory()], *rest)
-
-    monkeypatch.setattr(dispatch.Dispatcher, "__init__", with_sink)
-    wf, _ = grid(4, 3)
-    result = wf.run(backend="inline")
-    assert tuple(seen) == result.events
-    assert [event.at for event in seen] == sorted(event.at for event in seen)
-
-
 def test_an_idle_worker_waits_without_being_asked_again(monkeypatch):
     """While tasks run and nothing can be claimed, the parent sleeps: it is not woken by a timer."""
     patience = []

@@ -1,0 +1,183 @@
+"""The events of a run in memory: those of tasks are made when somebody looks, so that a task costs next to nothing.
+
+    Books ──> Journal.completed, skipped, tell ──> EventLog ──> RunResult.events
+                                                      └───────> sinks, where there are any
+
+An entry is an event, or the tasks of one reply, whose times, worker and size are in the ledger's columns already: a
+task completes once, so that what these say of it is final.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias, overload
+
+from forgepar.events import Event, Sink, WorkflowTaskCompleted, WorkflowTaskSkipped, WorkflowTaskStarted
+from forgepar.plan import IntArray, Plan, Tasks, as_index
+from forgepar.result import Ledger
+
+
+class _Skips(NamedTuple):
+    at: float
+    tasks: IntArray
+    cause: int
+
+
+_Entry: TypeAlias = Event | Tasks | _Skips
+
+
+class EventLog(Sequence[Event]):
+    """What happened in a run, in order; each event is made when it is looked at.
+
+    Args:
+        plan: knows the tasks' names.
+        ledger: knows when, where and for how long they ran.
+
+    Example:
+        >>> from forgepar import Workflow
+        >>> wf = Workflow()
+        >>> _ = wf.map(abs, range(3))
+        >>> events = wf.run(backend="inline").events
+        >>> len(events), events[3].task, type(events[-1]).__name__
+        (10, 'abs-0', 'WorkflowCompleted')
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._entries: list[_Entry] = []
+        self._ends = array("q")  # the number behind the last event of each entry
+        self._n_events = 0
+
+    def grow(self, plan: Plan) -> None:
+        """Know the names of more tasks; those there were keep theirs."""
+        self._plan = plan
+
+    def add(self, entry: _Entry, n_events: int) -> None:
+        """Note an entry that stands for so many events."""
+        self._entries.append(entry)
+        self._n_events += n_events
+        self._ends.append(self._n_events)
+
+    def __len__(self) -> int:
+        return self._n_events
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Event]: ...
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
+        wanted = range(self._n_events)[index]
+        if isinstance(wanted, int):
+            return next(self._between(wanted, wanted + 1))
+        if wanted.step == 1:
+            return list(self._between(wanted.start, wanted.stop))
+        return [self[place] for place in wanted]
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._between(0, self._n_events)
+
+    def __repr__(self) -> str:
+        return f"<EventLog of {self._n_events} events>"
+
+    def _between(self, first: int, end: int) -> Iterator[Event]:
+        place = bisect_right(self._ends, first)
+        while first < end:
+            begin, behind = self._ends[place - 1] if place else 0, min(self._ends[place], end)
+            yield from self._made(self._entries[place], begin, first, behind)
+            first, place = behind, place + 1
+
+    def _made(self, entry: _Entry, begin: int, first: int, end: int) -> Sequence[Event]:
+        """Make the events of the numbers ``first`` to ``end`` of an entry whose own begin at ``begin``."""
+        if isinstance(entry, Event):
+            return (entry,)
+        if isinstance(entry, _Skips):
+            return self._of_skipped(entry._replace(tasks=entry.tasks[first - begin : end - begin]), first)
+        place = (first - begin) // 2
+        events = self.of_completed(entry[place : (end - begin + 1) // 2], begin + 2 * place)
+        skipped = first - begin - 2 * place
+        return events[skipped : skipped + end - first]
+
+    def of_completed(self, tasks: Tasks, seq: int) -> list[Event]:
+        """Make two events a task; numbers go up from ``seq``."""
+        plan, ledger, rows = self._plan, self._ledger, as_index(tasks)
+        run_id, attempts, offset = ledger.run_id, ledger.attempts, ledger.began_at - ledger.began
+        columns = (ledger.start, ledger.duration, ledger.worker, ledger.bytes, plan.layers)
+        events: list[Event] = []
+        for task, start, seconds, worker, n_bytes, layer in zip(
+            tasks if isinstance(tasks, range) else tasks.tolist(),
+            *(column[rows].tolist() for column in columns),
+            strict=True,
+        ):
+            name, attempt, at = plan.name(task), attempts.get(task, 1), offset + start
+            events += (
+                WorkflowTaskStarted(at, name, layer, attempt, worker, seq=seq, run_id=run_id),
+                WorkflowTaskCompleted(
+                    at + seconds, name, attempt, worker, seconds, n_bytes, seq=seq + 1, run_id=run_id
+                ),
+            )
+            seq += 2
+        return events
+
+    def _of_skipped(self, skips: _Skips, seq: int) -> list[Event]:
+        name, run_id = self._plan.name, self._ledger.run_id
+        waited_for = name(skips.cause)
+        return [
+            WorkflowTaskSkipped(skips.at, name(task), waited_for, seq=number, run_id=run_id)
+            for number, task in enumerate(skips.tasks.tolist(), seq)
+        ]
+
+
+class Journal:
+    """Notes the events of a run, and tells the sinks.
+
+    Args:
+        plan: the workflow.
+        ledger: the run's columns, to be filled before `completed` is called.
+        sinks: who listens; they raise nothing.
+
+    Attributes:
+        events: what was noted.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, sinks: Sequence[Sink]) -> None:
+        self.events = EventLog(plan, ledger)
+        self._sinks = sinks
+        self._run_id = ledger.run_id
+        self._n_delivered = 0
+
+    def tell(self, event: Event) -> None:
+        """Note an event, which gets its number and the run's id."""
+        self.events.add(replace(event, seq=len(self.events), run_id=self._run_id), 1)
+
+    def completed(self, tasks: Tasks, *, is_final: bool = True) -> None:
+        """Note that tasks began and completed, one after the other.
+
+        Args:
+            tasks: which.
+            is_final: whether what the ledger says of them is never changed.
+        """
+        if not is_final:
+            for event in self.events.of_completed(tasks, 0):
+                self.tell(event)
+        elif len(tasks):
+            self.events.add(tasks, 2 * len(tasks))
+
+    def ended(self, task: int) -> None:
+        """Note that a task completed which was told to have begun."""
+        self.tell(self.events.of_completed(range(task, task + 1), 0)[1])
+
+    def skipped(self, at: float, tasks: IntArray, cause: int) -> None:
+        """Note that tasks will not run, as one failed."""
+        self.events.add(_Skips(at, tasks, cause), len(tasks))
+
+    def deliver(self) -> None:
+        """Give the sinks what was noted since the last time; where there are none, nothing is made for them."""
+        if self._sinks and self._n_delivered < len(self.events):
+            events = self.events[self._n_delivered :]
+            self._n_delivered = len(self.events)
+            for sink in self._sinks:
+                sink.write(events)
