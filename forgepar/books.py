@@ -19,6 +19,7 @@ from forgepar.events import (
     Event,
     Sink,
     WorkflowCompleted,
+    WorkflowDeadlockCheck,
     WorkflowStarted,
     WorkflowTaskCompleted,
     WorkflowTaskFailed,
@@ -96,6 +97,7 @@ class Books:
         ledger.began, ledger.began_at = time.perf_counter(), time.time()
         self._arena.reset_peak()
         self.event(WorkflowStarted(self._now(), plan.workflow_name, plan.n_tasks, plan.n_layers))
+        self.event(WorkflowDeadlockCheck(self._now(), plan.n_tasks, plan.n_layers))
 
     def reply(self, tasks: Tasks, reply: Reply) -> None:
         """Queue what a reply tells of the tasks it is about."""

@@ -183,6 +183,15 @@ class WorkflowMemoryLow(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowDeadlockCheck(Event):
+    """The graph was looked through for tasks that wait for each other, before anything ran: a run has no ``cycle``."""
+
+    task_count: int
+    layer_count: int
+    cycle: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowDeadlockTimeout(Event):
     """The run (``layer_index`` -1), or a layer of it, took longer than it was given, and is being ended."""
 

@@ -41,8 +41,8 @@ class EventLog(Sequence[Event]):
         >>> wf = Workflow()
         >>> _ = wf.map(abs, range(3))
         >>> events = wf.run(backend="inline").events
-        >>> len(events), events[3].task, type(events[-1]).__name__
-        (10, 'abs-0', 'WorkflowCompleted')
+        >>> len(events), events[4].task, type(events[-1]).__name__
+        (11, 'abs-0', 'WorkflowCompleted')
     """
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:

@@ -246,7 +246,7 @@ def test_a_log_without_an_end_tells_of_a_running_run():
     wf = fp.Workflow()
     wf.map(abs, range(3))
     events = wf.run(backend="inline").events
-    standing = AuditLog(events[:5]).replay()
+    standing = AuditLog(events[:6]).replay()
     assert standing.status == "running"
     assert standing.counts == {"completed": 1, "running": 1, "pending": 1}
     assert {name: task.status for name, task in standing.tasks.items()} == {"abs-0": "completed", "abs-1": "running"}

@@ -129,7 +129,7 @@ def test_a_failing_task_is_told_to_have_started_and_no_more(any_backend):
 def test_events_are_a_sequence():
     events = run_grid().events
     every = list(events)
-    assert len(events) == len(every) == 1 + 4 * 2 + 24 * 2 + 1
+    assert len(events) == len(every) == 2 + 4 * 2 + 24 * 2 + 1
     assert [events[place] for place in range(len(events))] == every
     assert [events[place - len(every)] for place in range(len(events))] == every
     for first in range(0, len(every), 3):
@@ -194,6 +194,7 @@ def test_a_logger_gets_levels(caplog):
     levels = {type(record.event).__name__: record.levelname for record in records}
     assert levels == {
         "WorkflowStarted": "INFO",
+        "WorkflowDeadlockCheck": "INFO",
         "WorkflowTaskParallelStarted": "INFO",
         "WorkflowTaskStarted": "DEBUG",
         "WorkflowTaskCompleted": "DEBUG",
@@ -212,6 +213,7 @@ def test_a_logger_that_wants_no_details_gets_none(caplog):
         run_grid(audit=logger)
     assert {type(record.event).__name__ for record in caplog.records if record.name == logger.name} == {
         "WorkflowStarted",
+        "WorkflowDeadlockCheck",
         "WorkflowTaskParallelStarted",
         "WorkflowTaskParallelCompleted",
         "WorkflowCompleted",
