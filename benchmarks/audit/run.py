@@ -31,6 +31,7 @@ WIDTH = 5000
 SMALL_WIDTH = 500
 MOST_US = 1.0
 MOST_BYTES = 600.0
+ONE_BY_ONE = "books alone, a reply a task"
 LOOK = "looking at every event afterwards"
 
 
@@ -40,15 +41,19 @@ def rows(small: bool, repeat: int) -> list[Row]:
     subjects: dict[str, Callable[[], Any]] = {
         "run, events in memory": lambda: apart(run_cost, width, False),
         "run, audit=JSON lines": lambda: apart(run_cost, width, True),
-        "books alone": lambda: apart(books_cost, width),
+        "books alone": lambda: apart(books_cost, width, False),
+        ONE_BY_ONE: lambda: apart(books_cost, width, True),
     }
     samples = interleaved(subjects, repeat)
     found: list[Row] = []
     for name, costs in samples.items():
         made: Row = {"what": name, "graph": f"{DEPTH} x {width:,}", **spread(COLUMN, [cost[0] for cost in costs])}
-        if name == "books alone":
+        if name.startswith("books"):
             made["bytes a task"] = statistics.median(cost[1] for cost in costs)
-            made = target(target(made, "bytes a task", MOST_BYTES), COLUMN, MOST_US)
+        if name == ONE_BY_ONE:
+            made = target(made, "bytes a task", MOST_BYTES)
+        if name == "books alone":
+            made = target(made, COLUMN, MOST_US)
         found.append(made)
     looks = [cost[1] for cost in samples["run, events in memory"]]
     return [*found, {"what": LOOK, "graph": f"{DEPTH} x {width:,}", **spread(COLUMN, looks)}]
@@ -66,10 +71,12 @@ def run_cost(width: int, to_file: bool) -> tuple[float, float]:
     return running / pattern.n_tasks * 1e6, looking / pattern.n_tasks * 1e6
 
 
-def books_cost(width: int) -> tuple[float, float]:
+def books_cost(width: int, one_by_one: bool) -> tuple[float, float]:
     """Return microseconds and bytes a task that the books of a run take, without the run."""
     pattern = stencil(width, DEPTH)
     rounds, plan, status = recorded(pattern)
+    if one_by_one:
+        rounds = [[part for told in one_round for part in split(*told)] for one_round in rounds]
     backend = InlineBackend()
     backend.open()
     try:
@@ -115,6 +122,20 @@ def recorded(pattern: Any) -> tuple[list[list[tuple[str, Any]]], Any, Any]:
         workflow, _ = runner.declare(pattern, noop)
         executor.run(workflow)
     return rounds, workflow.plan(), ends[0]
+
+
+def split(name: str, told: Any) -> list[tuple[str, Any]]:
+    """Make a reply about many tasks one for each."""
+    if name != "reply":
+        return [(name, told)]
+    tasks, reply = told
+    return [
+        (
+            name,
+            (tasks[i : i + 1], reply._replace(values=reply.values[i : i + 1], marks=reply.marks[8 * i : 8 * i + 16])),
+        )
+        for i in range(len(tasks))
+    ]
 
 
 def kept(books: Books, rounds: list[list[tuple[str, Any]]], status: Any) -> float:
