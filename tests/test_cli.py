@@ -11,6 +11,7 @@ import pytest
 from conftest import PATIENCE, wait_until
 
 from forgepar import cli
+from forgepar.audit import AuditLog
 
 PIPELINE = """
     import os, threading
@@ -96,6 +97,18 @@ def test_summary_goes_to_standard_error(pipeline, capsys):
     assert out == "sum = 12\n"
     assert "workflow 'sums': 5 completed" in err
     assert "longest task" in err
+
+
+def test_what_happens_is_appended_to_a_file_on_request(pipeline, tmp_path, capsys):
+    path = tmp_path / "run.jsonl"
+    assert run("run", f"{pipeline}:sums", "--backend", "inline", "--audit", path) == 0
+    assert run("run", f"{pipeline}:failing", "-p", "x=3", "--backend", "inline", "--audit", path) == 1
+    log = AuditLog.load(path)
+    assert len(log.run_ids) == 2
+    assert log.replay().tasks["broken"].error == "LookupError: nothing for 3"
+    capsys.readouterr()
+    assert run("run", f"{pipeline}:sums", "--audit", tmp_path / "none" / "run.jsonl") == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_what_tasks_print_is_tagged_on_request(tmp_path, capsys):

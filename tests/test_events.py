@@ -24,6 +24,16 @@ from forgepar.events import (
 )
 
 
+@pytest.fixture(scope="module", params=["inline", "forkserver"])
+def executor(request):
+    """Workers that the tests of this module share, as starting them takes longer than all else."""
+    with fp.WorkflowExecutor(**executor_arguments(request.param)) as executor:
+        warm = fp.Workflow()
+        warm.map(abs, range(2))  # a task for each worker: no more are started than a run can use
+        executor.run(warm)
+        yield executor
+
+
 class Memory:
     """A sink that keeps what it gets."""
 
@@ -70,11 +80,11 @@ def test_every_kind_is_a_documented_event(name):
     assert kind.__doc__ and not kind.__doc__.startswith(f"{name}(")  # noqa: PT018
 
 
-def test_events_are_numbered_and_carry_the_runs_id(any_backend):
+def test_events_are_numbered_and_carry_the_runs_id(executor):
     seen = []
     wf = fp.Workflow()
     who = wf.add(lambda: fp.context().run_id)
-    result = wf.run(**any_backend, audit=seen.append)
+    result = executor.run(wf, audit=seen.append)
     assert [event.seq for event in result.events] == list(range(len(result.events)))
     assert {event.run_id for event in result.events} == {result.run_id} == {result[who]}
     assert seen == list(result.events)
@@ -85,9 +95,9 @@ def test_two_runs_have_two_ids():
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_events_of_tasks_agree_with_the_records(any_backend, schedule):
+def test_events_of_tasks_agree_with_the_records(executor, schedule):
     wf, _ = grid(30, 12)
-    result = wf.run(**any_backend, schedule=schedule)
+    result = executor.run(wf, schedule=schedule)
     (began,) = [event.at for event in result.events if isinstance(event, WorkflowStarted)]
     started = {event.task: event for event in result.events if isinstance(event, WorkflowTaskStarted)}
     completed = {event.task: event for event in result.events if isinstance(event, WorkflowTaskCompleted)}
@@ -102,9 +112,9 @@ def test_events_of_tasks_agree_with_the_records(any_backend, schedule):
         assert begin.seq < end.seq
 
 
-def test_tasks_lie_between_the_events_of_their_layer(any_backend):
+def test_tasks_lie_between_the_events_of_their_layer(executor):
     wf, _ = grid(30, 6)
-    result = wf.run(**any_backend)
+    result = executor.run(wf)
     begin: dict[int, Event] = {}
     for event in result.events:
         if isinstance(event, WorkflowTaskParallelStarted):
@@ -116,11 +126,11 @@ def test_tasks_lie_between_the_events_of_their_layer(any_backend):
             assert list(begin)[-1] == event.layer_index
 
 
-def test_a_failing_task_is_told_to_have_started_and_no_more(any_backend):
+def test_a_failing_task_is_told_to_have_started_and_no_more(executor):
     wf = fp.Workflow()
     wf.add(fail, 3)
     with pytest.raises(fp.WorkflowFailed) as caught:
-        wf.run(**any_backend)
+        executor.run(wf)
     told = [event for event in caught.value.result.events if getattr(event, "task", None) == "fail"]
     assert [type(event) for event in told] == [WorkflowTaskStarted, WorkflowTaskFailed]
     assert told[1].error == "LookupError: nothing for 3"
@@ -155,10 +165,9 @@ def test_nothing_is_made_that_nobody_looks_at(monkeypatch):
 # Sinks
 
 
-@pytest.mark.parametrize("kind", ["inline", "forkserver"])
-def test_sinks_get_what_the_result_tells_in_order(kind):
+def test_sinks_get_what_the_result_tells_in_order(executor):
     sink, called = Memory(), []
-    result = run_grid(**executor_arguments(kind), audit=[sink, called.append])
+    result = executor.run(grid(6, 4)[0], audit=[sink, called.append])
     assert sink.events == called == list(result.events)
     assert len(sink.batches) < len(sink.events)
     assert all(sink.batches)
