@@ -321,7 +321,7 @@ class Dispatcher:
                 self._take_loss(notice)
             else:
                 assert isinstance(notice, Told)
-                at = self._task_at(notice.slot)
+                at = self._task_at(notice.slot, notice.position)
                 self.console.hear(notice.slot, notice.said, UNKNOWN_TASK if at is None else at)
 
     def _take_reply(self, reply: Reply) -> None:
@@ -624,9 +624,9 @@ class Dispatcher:
             if (task := self._task_at(slot)) is not None:
                 yield self.plan.name(task)
 
-    def _task_at(self, slot: int) -> int | None:
+    def _task_at(self, slot: int, position: int | None = None) -> int | None:
         """Return the task that a slot is at, None where it is at none that it has still to answer for."""
-        batch, at = unmark(self.backend.position(slot))
+        batch, at = unmark(self.backend.position(slot) if position is None else position)
         for flight in self.flights[slot]:
             if flight.id == batch:
                 return int(flight.tasks[at])

@@ -413,7 +413,8 @@ class Contract:
         names = [type(event).__name__ for event in executor.run(wf).events]
         begin, end = "WorkflowTaskParallelStarted", "WorkflowTaskParallelCompleted"
         task = ["WorkflowTaskStarted", "WorkflowTaskCompleted"]
-        assert names == ["WorkflowStarted", begin, *3 * task, end, begin, *task, end, "WorkflowCompleted"]
+        started = ["WorkflowStarted", "WorkflowDeadlockCheck"]
+        assert names == [*started, begin, *3 * task, end, begin, *task, end, "WorkflowCompleted"]
 
 
 class TestInline(Contract):

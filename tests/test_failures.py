@@ -366,7 +366,7 @@ def chaotic(i: int, seed: int, log: str, *inputs: int) -> int:
     """Note the attempt; meet the task's fate at the first; else return a value that depends on the inputs."""
     path = Path(log)
     with path.open("a") as file:
-        file.write(f"{i} {os.getpid()}\n")
+        file.write(f"{i} {os.getpid()} {fp.context().attempt}\n")
     fate = fate_of(seed, i)
     if fate != "none":
         mark = path.with_name(f"{path.name}-{i}")
@@ -399,13 +399,15 @@ def test_chaos(tmp_path, seed, n_tasks, schedule):
     assert [result[handle] for handle in handles] == expected
     numbers = {handle.name: i for i, handle in enumerate(handles)}
     attempts: dict[int, list[int]] = {}
+    pid_of: dict[tuple[int, int], int] = {}
     for line in log.read_text().splitlines():
-        i, pid = map(int, line.split())
+        i, pid, attempt = map(int, line.split())
         attempts.setdefault(i, []).append(pid)
+        pid_of[i, attempt] = pid
     dead = {pid for i, pids in attempts.items() if fate_of(seed, i) in ("kill", "hang") for pid in pids[:1]}
     for event in result.events:  # on a busy machine others may be too slow as well
         if isinstance(event, WorkflowTaskTimedOut):
-            dead.add(attempts[numbers[event.task]][event.attempt - 1])
+            dead.add(pid_of.get((numbers[event.task], event.attempt)))  # None: ended before it could note itself
     for i, pids in attempts.items():
         lost = [pid for pid in pids[:-1] if pid not in dead]
         assert len(lost) == (fate_of(seed, i) == "raise" and pids[0] not in dead), (i, pids)

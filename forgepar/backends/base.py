@@ -47,10 +47,12 @@ class Told(NamedTuple):
     Attributes:
         slot: which.
         said: what, in order.
+        position: the mark that the slot was at when it was heard.
     """
 
     slot: int
     said: Sequence[Said]
+    position: int
 
 
 Notice: TypeAlias = Reply | Joined | Lost | Told

@@ -3,7 +3,8 @@
 One row a slot, written without a message or a system call:
 
     POSITION   worker   mark of the task it is at: batch << 32 | position in the batch
-    STARTED    worker   when that task began, seconds of `time.perf_counter` (a float64)
+    STARTED    worker   when that task began, seconds of `time.perf_counter` (a float64); in the future, while the
+                        worker unpickles what it needs, by the time that it may take for that
     LIMIT      parent   the first mark the worker must not begin; NO_LIMIT normally
     CALLED_OFF parent   1 when the run was called off or has failed, so that tasks can ask
 

@@ -196,7 +196,7 @@ class ProcessBackend:
 
     def rest(self) -> Sequence[Told]:
         """Return the lines that were begun and not ended so far, as if they were."""
-        return [Told(slot.number, said) for slot in self._slots if (said := slot.ear.rest())]
+        return [Told(slot.number, said, slot.words[POSITION]) for slot in self._slots if (said := slot.ear.rest())]
 
     def wake(self) -> None:
         """Have `wait` return soon."""
@@ -261,7 +261,7 @@ class ProcessBackend:
         self._selector.unregister(entry.connection)
         entry.connection.close()
         if said := self._hear_rest(entry):
-            self._overheard.append(Told(slot, said))
+            self._overheard.append(Told(slot, said, entry.words[POSITION]))
         entry.executor.shutdown(wait=False)
         leaving = [thread for thread in entry.threads if thread.is_alive()]
         self._n_starting += 1
@@ -377,7 +377,7 @@ class ProcessBackend:
         if data == b"":
             self._close_pipe(slot, number)
         said = slot.ear.hear(slot.pipes[number], data) if data else ()
-        return Told(slot.number, said) if said else None
+        return Told(slot.number, said, slot.words[POSITION]) if said else None
 
     def _hear_rest(self, slot: _Slot) -> list[Said]:
         """Read what a worker that is gone has told before, to the end."""
@@ -394,7 +394,7 @@ class ProcessBackend:
         if not message:
             lost, said = self._lose(slot)
             if said:
-                notices.append(Told(slot.number, said))
+                notices.append(Told(slot.number, said, lost.position))
             return lost
         reply = unpack(message, Reply, self.arena)
         if reply.ended:
@@ -407,7 +407,7 @@ class ProcessBackend:
         self._selector.unregister(slot.connection)
         slot.connection.close()
         pid, process, job = slot.pid, slot.process, slot.job
-        position, started = slot.words[POSITION], slot.times[STARTED]
+        position, started = slot.words[POSITION], min(slot.times[STARTED], time.perf_counter())
         _bury(slot)
         _send(signal.SIGKILL, slot.doomed)
         said = self._hear_rest(slot)

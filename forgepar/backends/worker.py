@@ -35,6 +35,7 @@ from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
 from forgepar.values.inplace import use
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
+PREPARE_SECONDS = 60.0  # beyond its timeout, for what unpickling a task's function imports
 _SAMPLE_SECONDS = 0.001  # between two looks at what this process used: each takes a microsecond
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -191,19 +192,19 @@ class Worker:
         clock = time.perf_counter
         words, times = self._words, self._times
         here = mark(batch.id, 0)
-        now = clock()
-        times[STARTED] = now
+        times[STARTED] = clock() + PREPARE_SECONDS
         words[POSITION] = here  # before anything is unpickled: if that ends the process, the first task is to blame
-        marks, values, first = array("d", (now,)), list[Wire](), 0
-        due, last, failure = now + REPLY_SECONDS, here + batch.n_tasks - 1, None
         try:
             call, rows = self._prepare(batch)
         except Exception as error:
-            marks.append(clock())
-            failure = self._failure(0, error)
+            at_once = self._failure(0, error)
             self._end_batch()
-            yield self._reply(batch, 0, [None], marks, failure, ended=True)
+            yield self._reply(batch, 0, [None], array("d", [clock()] * 2), at_once, ended=True)
             return
+        now = clock()  # what was imported for the tasks is not their time
+        marks, values, first = array("d", (now,)), list[Wire](), 0
+        due, last = now + REPLY_SECONDS, here + batch.n_tasks - 1
+        failure: Failure | None = None
         for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
             times[STARTED] = now  # before the position: who reads both may see the task too young, never too old
             words[POSITION] = here
