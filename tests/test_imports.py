@@ -15,7 +15,7 @@ ROOT = Path(forgepar.__file__).parent
 RANKS = {
     0: ["errors", "events", "cancellation", "columns", "machine", "backends.output", "values.segment", "values.meter"],
     1: ["graph", "batching", "arguments", "handles", "values.files", "backends.board", "contexts", "fallbacks"],
-    2: ["values.arena", "adapters", "lines", "tasks"],
+    2: ["values.arena", "adapters", "lines", "programs", "tasks"],
     3: ["values.codec", "values.folders", "workflow"],
     4: ["backends.wire", "values.inplace", "branching", "plan"],
     5: ["backends.worker", "backends.base", "runstate", "shipping"],
