@@ -18,6 +18,7 @@ __all__ = [
     "BytesUsed",
     "CancellationToken",
     "ChainFallback",
+    "Command",
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
@@ -45,8 +46,11 @@ __all__ = [
     "TaskMemoryExceeded",
     "TaskRecord",
     "TaskTimeout",
+    "Tool",
     "ToolFailed",
     "ToolNotFound",
+    "ToolRegistry",
+    "ToolResult",
     "UnknownTask",
     "UnpicklableArgument",
     "UnpicklableCallable",
@@ -65,6 +69,7 @@ __all__ = [
     "empty_like",
     "find_cycle",
     "longest_path_layers",
+    "shell",
     "task",
     "when",
 ]
@@ -83,6 +88,8 @@ _HOME = {
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
+    "toolbox": ("Tool", "ToolRegistry"),
+    "tools": ("Command", "ToolResult", "shell"),
 }
 
 if TYPE_CHECKING:
@@ -125,6 +132,8 @@ if TYPE_CHECKING:
     from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
     from forgepar.tasks import Backoff, Options, Task, attempt, task
+    from forgepar.toolbox import Tool, ToolRegistry
+    from forgepar.tools import Command, ToolResult, shell
     from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow
 
