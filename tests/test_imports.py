@@ -25,7 +25,7 @@ RANKS = {
     9: ["memory"],
     10: ["dispatch"],
     11: ["executor", "targets"],
-    12: ["cli", "examples.census"],
+    12: ["cli", "examples.census", "examples.words"],
     13: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
