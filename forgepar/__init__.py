@@ -19,6 +19,7 @@ __all__ = [
     "BytesUsed",
     "CancellationToken",
     "ChainFallback",
+    "Command",
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
@@ -53,6 +54,11 @@ __all__ = [
     "TaskMemoryExceeded",
     "TaskRecord",
     "TaskTimeout",
+    "Tool",
+    "ToolFailed",
+    "ToolNotFound",
+    "ToolRegistry",
+    "ToolResult",
     "UnknownTask",
     "UnpicklableArgument",
     "UnpicklableCallable",
@@ -74,6 +80,7 @@ __all__ = [
     "map_reduce",
     "parallel",
     "sequence",
+    "shell",
     "task",
     "when",
 ]
@@ -97,6 +104,8 @@ _HOME = {
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
+    "toolbox": ("Tool", "ToolRegistry"),
+    "tools": ("Command", "ToolResult", "shell"),
 }
 
 if TYPE_CHECKING:
@@ -124,6 +133,8 @@ if TYPE_CHECKING:
         TaskExited,
         TaskMemoryExceeded,
         TaskTimeout,
+        ToolFailed,
+        ToolNotFound,
         UnknownTask,
         UnpicklableArgument,
         UnpicklableCallable,
@@ -142,6 +153,8 @@ if TYPE_CHECKING:
     from forgepar.snapshot import RunningTask, RunSnapshot
     from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task
+    from forgepar.toolbox import Tool, ToolRegistry
+    from forgepar.tools import Command, ToolResult, shell
     from forgepar.values.inplace import empty, empty_like
     from forgepar.workflow import Workflow
 

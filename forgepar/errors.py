@@ -16,7 +16,9 @@
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
     │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
     │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
-    │   └── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
+    │   ├── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
+    │   ├── ToolFailed                  a program that it ran ended badly; .command, .exit_code, .stderr
+    │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
     ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
     ├── WorkerStartFailed               workers end before they serve
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
@@ -195,6 +197,38 @@ class TaskMemoryExceeded(TaskError):
         super().__init__(message)
         self.used = used
         self.limit = limit
+
+
+class ToolFailed(TaskError):
+    """An external program did not end with exit code 0, or could not be started.
+
+    Attributes:
+        command: the program and its arguments.
+        exit_code: what it ended with (negative: the signal that ended it); None if it could not be started.
+        stderr: what it wrote to its stderr, the last 64 KiB.
+    """
+
+    def __init__(
+        self, message: str, *, command: Sequence[str] = (), exit_code: int | None = None, stderr: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.command = tuple(command)
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+
+class ToolNotFound(TaskError, FileNotFoundError):
+    """There is no program of this name.
+
+    Attributes:
+        program: the name or path; of several, a list of them with commas.
+        searched: where it was looked for: the folders of PATH, or the path itself.
+    """
+
+    def __init__(self, message: str, *, program: str = "", searched: str = "") -> None:
+        super().__init__(message)
+        self.program = program
+        self.searched = searched
 
 
 class RunTimeout(ForgeparError, TimeoutError):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import signal
-from contextlib import suppress
 
 from forgepar.backends.base import Lost
 from forgepar.backends.wire import Failure
 from forgepar.errors import RemoteError, WorkerDied
 from forgepar.machine import as_text
+from forgepar.programs import how_it_ended
 
 
 def raised(failure: Failure) -> Exception:
@@ -50,9 +49,4 @@ def _how_it_ended(lost: Lost) -> str:
         return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
     if exit_code is None:
         return "ended"
-    if exit_code >= 0:
-        return f"exited with code {exit_code}"
-    number = f"signal {-exit_code}"
-    with suppress(ValueError):  # a number without a name
-        number += f" ({signal.Signals(-exit_code).name})"
-    return f"was ended by {number}" + (", by the kernel for lack of memory," if lost.is_out_of_memory else "")
+    return how_it_ended(exit_code) + (", by the kernel for lack of memory," if lost.is_out_of_memory else "")

@@ -249,6 +249,31 @@ def base_name(fn: Callable[..., Any]) -> str:
     return "lambda" if name == "<lambda>" else str(name)
 
 
+def is_prepared(fn: Callable[..., Any]) -> bool:
+    """Tell whether a callable carries arguments of its own, which may be handles; `unfold` is for such."""
+    return hasattr(type(fn), "__forgepar_call__")
+
+
+def unfold(
+    fn: Callable[..., Any], n_positional: int, keywords: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return what a prepared callable, or a task of one, has called in its place, and all keyword arguments of that.
+
+    Handles in a callable would not be found, as only a task's arguments are searched for them.
+
+    Args:
+        fn: has a method ``__forgepar_call__``, which gets the other two.
+        n_positional: how many positional arguments it is given.
+        keywords: what it is given by keyword.
+
+    Raises:
+        WorkflowError: it refuses these arguments.
+    """
+    prepared: Any = fn.fn if isinstance(fn, Task) else fn
+    plain, completed = prepared.__forgepar_call__(n_positional, keywords)
+    return Task(plain, fn.task_options) if isinstance(fn, Task) else plain, completed
+
+
 def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
     known = [field.name for field in fields(Options)]
     for name in changes:

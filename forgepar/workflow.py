@@ -22,7 +22,7 @@ from forgepar.errors import (
     WorkflowError,
 )
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.tasks import Options, Task, base_name
+from forgepar.tasks import Options, Task, base_name, is_prepared, unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Workflow:
         """Add one task.
 
         Args:
-            fn: a function, or a `Task` where it needs options.
+            fn: a function, a `Task` where it needs options, or a `Command`.
             *args: its arguments. Handles in them, at any depth of lists, tuples, dict values and dataclasses, become
                 the values of their tasks.
             **kwargs: likewise.
@@ -153,6 +153,9 @@ class Workflow:
             'max'
         """
         spec = self._spec(fn)
+        if spec < 0:
+            fn, kwargs = unfold(fn, len(args), kwargs)
+            return self.add(fn, *args, **kwargs)
         constants: list[Any] = []
         references: list[int] = []
         kinds = [self._place(value, constants, references) for value in args]
@@ -183,7 +186,7 @@ class Workflow:
         """Add one task for each item, or for each row of items of several iterables of one length.
 
         Args:
-            fn: a function, or a `Task` where it needs options.
+            fn: a function, a `Task` where it needs options, or a `Command`.
             *iterables: positional arguments, one item a task. Items may be handles, or hold some. A handle in the
                 place of an iterable stands for a list that is known only when the workflow runs: the tasks are added
                 then, and what this returns is one handle, for the list of their values.
@@ -207,6 +210,10 @@ class Workflow:
         if any(isinstance(column, TaskHandle) for column in iterables):
             return Engine.fan_out(self, fn, iterables, constants)
         spec = self._spec(fn)
+        if spec < 0:
+            fn, constants = unfold(fn, len(iterables), constants)
+            unfolded: TaskHandles = self.map(fn, *iterables, **constants)
+            return unfolded
         columns = [column if isinstance(column, (TaskHandles, range)) else list(column) for column in iterables]
         n_tasks = self._common_length(fn, columns)
         for name, value in constants.items():
@@ -416,6 +423,8 @@ class Workflow:
                 f"{base_name(plain)!r} is an async function, which workers do not await. "
                 "Wrap it: def f(*args): return asyncio.run(coroutine(*args))."
             )
+        if is_prepared(plain):
+            return _PREPARED
         if options == _NO_OPTIONS:
             options = _NO_OPTIONS
         index = len(self.specs)
@@ -538,6 +547,7 @@ class Workflow:
 
 
 _NO_OPTIONS = Options()
+_PREPARED = -1  # in place of a spec's number: something else is to be called; see `unfold`
 
 
 def _is_even(column: Sequence[Any]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
+import psutil
 import pytest
 
 BACKENDS = ["inline", "forkserver", "spawn", "fork"]
@@ -34,6 +35,14 @@ def wait_until(happened, what: str) -> None:
     while not happened():
         assert time.monotonic() < deadline, f"waited {PATIENCE} s for: {what}"
         threading.Event().wait(0.005)
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended, though its parent may not have taken note."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(autouse=True)

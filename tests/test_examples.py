@@ -22,7 +22,7 @@ RUNS = {
     "fan_out": [()],
     "recursive": [()],
 }
-APART = {"census", "undone"}  # tested by themselves: here and in test_census.py
+APART = {"census", "undone", "words"}  # tested by themselves: here, in test_census.py and test_words.py
 
 
 def promised(name: str) -> list[str]:

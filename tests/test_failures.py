@@ -10,9 +10,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, is_gone, wait_until
 
 import forgepar as fp
 from forgepar.events import WorkflowDeadlockTimeout, WorkflowTaskTimedOut, WorkflowWorkerDied
@@ -30,10 +29,6 @@ def failure_of(wf, **rules) -> fp.WorkflowFailed:
     with pytest.raises(fp.WorkflowFailed) as caught:
         wf.run(**rules)
     return caught.value
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 # Timeouts

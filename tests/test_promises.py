@@ -184,3 +184,25 @@ def test_deadlock_detection_is_cycles_before_a_timeout_per_layer_during_and_warn
     again.add_dependency(a, after=b)
     again.add_dependency(b, after=a)
     assert [finding.kind for finding in again.check()] == ["cycle"]
+
+
+def test_tool_execution_registry_and_fallback_handlers(tmp_path):
+    (tmp_path / "in.txt").write_text("b\na\n")
+    tools = fp.ToolRegistry()
+    tools.add("sort", env={"LC_ALL": "C"})
+    tools.add("no-such-sort")
+    assert tools.missing() == ["no-such-sort"]
+    wf = fp.Workflow()
+    ordered = wf.add(tools.shell("sort {path}", path=tmp_path / "in.txt"))
+
+    def instead(error):
+        return f"{type(error).__name__}: {error.program}"
+
+    fallen = wf.add(fp.task(tools.shell("no-such-sort {path}")).options(fallback=instead), path=tmp_path / "in.txt")
+    given = wf.add(fp.task(fp.shell("sort {path}", path=tmp_path / "not there")).options(fallback=None))
+    result = wf.run(workers=2)
+    assert result[ordered].stdout == "a\nb\n"
+    assert result[fallen] == "ToolNotFound: no-such-sort"
+    assert result[given] is None
+    fell = of(result, kinds.WorkflowToolFallback)
+    assert sorted(event.error.split(":")[0] for event in fell) == ["ToolFailed", "ToolNotFound"]
