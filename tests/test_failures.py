@@ -376,9 +376,16 @@ def chaotic(i: int, seed: int, log: str, *inputs: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("seed", "n_tasks"), [(1, 2000), (2, 2000), (3, 2000), pytest.param(4, 20_000, marks=pytest.mark.slow)]
+    ("schedule", "seed", "n_tasks"),
+    [
+        ("layers", 1, 2000),
+        ("layers", 2, 2000),
+        ("layers", 3, 2000),
+        ("eager", 1, 2000),
+        pytest.param("layers", 4, 20_000, marks=pytest.mark.slow),
+        pytest.param("eager", 4, 20_000, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("schedule", ["layers", "eager"])
 def test_chaos(tmp_path, seed, n_tasks, schedule):
     width = 50
     log = tmp_path / "log"
