@@ -183,7 +183,11 @@ def test_a_task_whose_time_was_over_as_its_reply_came_is_told_once(begun, fails)
     books.reply(range(4), Reply(1, 7, 0, [None] * 4, marks, failure, True, 0.0, 0))
     books.keep()
     backend.close()
-    told = [(type(event).__name__.removeprefix("WorkflowTask"), event.task) for event in books.events if hasattr(event, "task")]
+    told = [
+        (type(event).__name__.removeprefix("WorkflowTask"), event.task)
+        for event in books.events
+        if hasattr(event, "task")
+    ]
     names = [plan.name(task) for task in range(4)]
     pairs = [(kind, name) for name in names for kind in ("Started", "Completed")][: 7 if fails else 8]
     pairs.remove(("Started", names[begun]))
