@@ -117,7 +117,8 @@ class Books:
     def begun(self, task: int, slot: int, started: float) -> None:
         """Note a start that no reply has told of, and none may ever tell of."""
         self._begun[slot] = task
-        self._notes.append(self._started(task, slot, started))
+        # While its function is being unpickled it is said to start far ahead.
+        self._notes.append(self._started(task, slot, min(started, time.perf_counter())))
 
     def cut_short(self, task: int, lost: Lost) -> None:
         """Write down the time of an attempt that its worker did not live to tell of."""

@@ -147,7 +147,8 @@ class Watch:
             elif left <= 0:
                 self._seen[slot] = mark
                 left = _SECOND_LOOK_SECONDS
-            self._look_at = min(self._look_at, now + max(left, _SECOND_LOOK_SECONDS))
+            # One whose function is being unpickled is said to start far ahead; it may start any moment.
+            self._look_at = min(self._look_at, now + max(min(left, timeout), _SECOND_LOOK_SECONDS))
         return found
 
     def condemn(self, slot: int, task: int, now: float) -> TaskTimeout:

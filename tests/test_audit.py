@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -405,6 +406,18 @@ def test_a_line_has_the_name_the_common_fields_and_its_own(path):
 def test_the_file_is_for_its_owner_alone(path):
     small_run(str(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_values_of_any_type_come_back():
+    for event in (
+        WorkflowWorkerDied(1.5, 1, 2, None, None),
+        WorkflowCompleted(0.1 + 0.2, False, 1, 2, seq=3, run_id="a"),
+        WorkflowCancelled(-1e300, True, ("a", "b\n")),
+        WorkflowTaskTimedOut(0.0, "%s", 1, 0, float("inf")),
+    ):
+        line = line_of(event)
+        assert event_of(line.encode()) == event
+        assert line == json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)})
 
 
 def test_names_and_texts_of_any_kind_come_back(path):

@@ -7,12 +7,16 @@ import io
 import logging
 from datetime import UTC, timedelta
 
+import numpy as np
 import pytest
 from conftest import executor_arguments
 from test_dispatch import grid
 
 import forgepar as fp
 from forgepar import events as kinds
+from forgepar.backends.inline import InlineBackend
+from forgepar.backends.wire import Failure, Reply
+from forgepar.books import Books
 from forgepar.events import (
     Event,
     WorkflowStarted,
@@ -160,6 +164,35 @@ def test_nothing_is_made_that_nobody_looks_at(monkeypatch):
     assert made == []
     with pytest.raises(ZeroDivisionError):
         list(result.events)
+
+
+@pytest.mark.parametrize("begun", [0, 1, 3])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_whose_time_was_over_as_its_reply_came_is_told_once(begun, fails):
+    """The parent told that it began, to say that its time was over; then the reply that was on its way came in."""
+    wf = fp.Workflow()
+    wf.map(abs, range(4))
+    plan = wf.plan()
+    backend = InlineBackend()
+    backend.open()
+    books = Books(plan, "id", (), 2, backend.arena)
+    books.begin()
+    books.begun(begun, 1, 5.5)
+    failure = Failure(3, None, "LookupError", "none", "") if fails else None
+    marks = np.arange(5.0).tobytes()
+    books.reply(range(4), Reply(1, 7, 0, [None] * 4, marks, failure, True, 0.0, 0))
+    books.keep()
+    backend.close()
+    told = [
+        (type(event).__name__.removeprefix("WorkflowTask"), event.task)
+        for event in books.events
+        if hasattr(event, "task")
+    ]
+    names = [plan.name(task) for task in range(4)]
+    pairs = [(kind, name) for name in names for kind in ("Started", "Completed")][: 7 if fails else 8]
+    pairs.remove(("Started", names[begun]))
+    assert told == [("Started", names[begun]), *pairs]
+    assert [event.seq for event in books.events] == list(range(len(books.events)))
 
 
 # Sinks

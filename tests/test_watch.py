@@ -82,6 +82,13 @@ def test_a_batch_that_has_not_begun_is_not_measured_by_the_one_before():
     assert watch.next_look() == pytest.approx(105.1)
 
 
+def test_a_batch_that_is_being_unpickled_is_looked_at_again_when_its_task_could_be_overdue():
+    watch, backend = watch_of({"timeout": 5.0})
+    backend.positions, backend.starts = [mark(1, 0)], [160.0]  # as long as it is; then it is 101
+    assert watch.overdue([batch(1, 0)], 100.0) == []
+    assert watch.next_look() == 105.0
+
+
 def test_tasks_without_timeout_and_idle_slots_are_left_alone():
     watch, backend = watch_of({"timeout": 5.0}, {}, n_slots=2)
     backend.positions = [mark(1, 0)] * 2
