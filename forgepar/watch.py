@@ -140,8 +140,7 @@ class Watch:
             mark = self._backend.position(slot)
             batch, at = unmark(mark)
             # A batch that has not begun yet is looked at again when its first task could be overdue.
-            # Nor has one that is being unpickled, whose start is put into the future, but may come at any moment.
-            left = min(self._backend.started(slot) + timeout - now, timeout) if batch == held.id else timeout
+            left = self._backend.started(slot) + timeout - now if batch == held.id else timeout
             if left <= 0 and self._seen.get(slot) == mark:
                 found.append((slot, int(held.tasks[at])))
             elif left <= 0:

@@ -168,15 +168,3 @@ def test_each_layer_has_its_own_time():
     watch.layer_begins(1, 102.0)
     assert watch.run_out(104.0) is None
     assert watch.run_out(105.0) == (1, 3.0)
-
-
-def test_a_start_in_the_future_is_looked_at_again_as_soon_as_it_could_matter():
-    watch, backend = watch_of({"timeout": 2.0})
-    backend.positions[0], backend.starts[0] = mark(1, 0), 160.0  # it is being unpickled
-    assert watch.overdue([batch(1, 0)], 100.0) == []
-    assert watch.next_look() == pytest.approx(102.0)
-    backend.starts[0] = 101.0  # it began
-    assert watch.overdue([batch(1, 0)], 102.0) == []
-    assert watch.next_look() == pytest.approx(103.0)
-    assert watch.overdue([batch(1, 0)], 103.0) == []
-    assert watch.overdue([batch(1, 0)], 103.0 + _SECOND_LOOK_SECONDS) == [(0, 0)]
