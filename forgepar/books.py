@@ -15,6 +15,7 @@ import numpy as np
 
 from forgepar.backends.base import Lost
 from forgepar.backends.wire import Reply
+from forgepar.effects import Effect, FellBack, LayerCompleted, LayerStarted, Retried, Skipped, TaskFailed
 from forgepar.events import (
     Event,
     Sink,
@@ -36,7 +37,7 @@ from forgepar.events import (
 from forgepar.journal import Journal
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Ledger
-from forgepar.runstate import Effect, FellBack, LayerCompleted, LayerStarted, Retried, Skipped, Status, TaskFailed
+from forgepar.runstate import Status
 from forgepar.standing import error_text
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment, wire_bytes

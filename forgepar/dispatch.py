@@ -30,6 +30,7 @@ from forgepar.batching import Durations
 from forgepar.books import Books
 from forgepar.cancellation import CancellationToken
 from forgepar.console import Console
+from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
 from forgepar.errors import RunTimeout
 from forgepar.events import (
     Sink,
@@ -49,7 +50,7 @@ from forgepar.memory import Memory
 from forgepar.plan import Plan, Tasks, as_index
 from forgepar.result import Outputs
 from forgepar.rollback import Rollback
-from forgepar.runstate import Effect, FellBack, LayerStarted, Retried, RunPolicy, RunState, Skipped, Status, Wear
+from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, decode, encode, is_segment
 from forgepar.watch import Sentence, Watch

@@ -8,18 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
+from forgepar.effects import Halted, LayerCompleted, LayerStarted, Retried, Skipped, TaskFailed
 from forgepar.plan import Plan, as_tasks
-from forgepar.runstate import (
-    Halted,
-    LayerCompleted,
-    LayerStarted,
-    Retried,
-    RunPolicy,
-    RunState,
-    Skipped,
-    Status,
-    TaskFailed,
-)
+from forgepar.runstate import RunPolicy, RunState, Status
 
 
 def work(*values):
