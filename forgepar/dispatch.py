@@ -6,6 +6,7 @@ completed, failed, put_back  <── Reply, Joined, Lost <── Backend.wait
 
 Dispatcher   the loop, one thread
 Flight       a batch that a slot has
+Claims       what is taken back from slots that have not begun it
 Durations    how many tasks make a batch
 Books        the columns of the result, and the events
 Holdings     the values
@@ -23,12 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
-from forgepar.backends.board import NO_LIMIT, mark, unmark
+from forgepar.backends.board import unmark
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
 from forgepar.books import Books
 from forgepar.cancellation import CancellationToken
+from forgepar.claims import Claims
 from forgepar.console import Console
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
 from forgepar.errors import RunTimeout
@@ -57,9 +59,7 @@ from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves its round trip of 0.1 ms, else 1 % at most
-_STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
-_CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
 
 
 class Dispatcher:
@@ -113,8 +113,7 @@ class Dispatcher:
         self.durations = Durations(len(plan.callables))
         self.flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
         self.pids = [0] * backend.n_slots
-        self._limits = [NO_LIMIT] * backend.n_slots
-        self._limited_at = 0.0
+        self._claims = Claims(backend, self.flights, self.pids)
         self._peaks = [0] * backend.n_slots
         self._wears = policy.wear != Wear()
         self._watch = Watch(plan, policy, backend)
@@ -163,7 +162,8 @@ class Dispatcher:
                 self._active.retry(task)
             if self._wears:
                 self._renew_the_worn()
-            self._rebalance()
+            for flight, first, end in self._claims.step(is_wanted=self._idles_for_nothing()):
+                self._put_back(flight, first, end)
             self._fill()
             if not self._watch.is_idle:
                 self._obey_the_clock()
@@ -220,7 +220,7 @@ class Dispatcher:
             # Fixed for the round: the first slots are not to get more than the last.
             share = -(-head[1] // len(flights))
             for slot, has in enumerate(flights):
-                if len(has) < depth and self.pids[slot] and self._limits[slot] == NO_LIMIT and _is_soon_free(has):
+                if len(has) < depth and self.pids[slot] and not self._claims.is_limited(slot) and _is_soon_free(has):
                     self._give(slot, share)
 
     def _give(self, slot: int, share: int) -> None:
@@ -294,12 +294,13 @@ class Dispatcher:
             self._weighed_at = time.perf_counter()
             self._weigh_seconds = self._weighed_at - now
 
+    def _idles_for_nothing(self) -> bool:
+        """Tell whether nothing is ready for a slot that might idle."""
+        return not self._active.halted and self._active.head() is None
+
     def _patience(self) -> float | None:
         """Return how long `wait` may block: forever, unless a slot idles while another has tasks it has not begun."""
-        if self._limited_at:
-            return _CLAIM_SECONDS
-        stalls = not self._active.halted and self._some_slot_idles() and any(map(self._n_unbegun, self.flights))
-        patience = _STALL_SECONDS if stalls else None
+        patience = self._claims.patience(is_over=self._active.halted)
         next_look = self._memory.next_look(self.flights)
         if self._is_paused:
             next_look = min(next_look, self._memory.guard.look_at)
@@ -351,8 +352,8 @@ class Dispatcher:
             self.flights[slot].popleft()
             if flight.n_done < flight.n_own:
                 self._active.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
-            if self._limits[slot] != NO_LIMIT and not self.flights[slot]:
-                self._lift(slot)
+            if not self.flights[slot] and self._claims.is_limited(slot):
+                self._claims.lift(slot)
         if self.flights[slot]:
             self.flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
@@ -454,7 +455,7 @@ class Dispatcher:
                 self._put_back(flight, first, at)
                 first = at + 1
             self._put_back(flight, first, flight.n_own)
-        self._lift(slot)
+        self._claims.lift(slot)
         self._holdings.free_strays(lost.pid)
         if sentence is None:
             self.books.death(lost, blamed)
@@ -480,55 +481,6 @@ class Dispatcher:
         if told := self.console.last_errors(lost.slot, task):
             error.add_note("the last that it wrote to stderr:\n" + told)
         self._fail(task, template, error, lost.slot, "")
-
-    # Taking back what a slot has not begun
-
-    def _rebalance(self) -> None:
-        """Where a slot is idle and nothing is ready, claim what stalled slots have not begun.
-
-        In two steps, as a worker begins tasks unasked: limit it, and when the limit is surely seen, look where it is.
-        """
-        if self._limited_at:
-            if time.perf_counter() - self._limited_at >= _CLAIM_SECONDS:
-                self._limited_at = 0.0
-                for slot in range(len(self.flights)):
-                    self._claim(slot)
-            return
-        if self._active.head() is not None or self._active.halted or not self._some_slot_idles():
-            return
-        now = time.perf_counter()
-        for slot, has in enumerate(self.flights):
-            if self._limits[slot] == NO_LIMIT and self._n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
-                self._limit(slot, max(self.backend.position(slot) + 1, mark(has[0].id, 0)))
-                self._limited_at = now
-
-    def _some_slot_idles(self) -> bool:
-        if all(self.flights):
-            return False
-        return any(pid and not has for pid, has in zip(self.pids, self.flights, strict=True))
-
-    def _claim(self, slot: int) -> None:
-        """Make ready again what lies behind a slot's limit, if the slot has not passed that."""
-        limit, position = self._limits[slot], self.backend.position(slot)
-        if limit == NO_LIMIT or position >= limit:
-            return
-        batch, place = unmark(limit)
-        for flight in self.flights[slot]:
-            first = max(flight.n_done, place if flight.id == batch else 0)
-            if flight.id >= batch and first < flight.n_own:
-                self._put_back(flight, first, flight.n_own)
-                flight.n_own = first
-
-    def _n_unbegun(self, flights: deque[Flight]) -> int:
-        """Count the tasks that a slot has, less what it has done and the one it is at."""
-        return sum(flight.n_own - flight.n_done for flight in flights) - 1 if flights else 0
-
-    def _limit(self, slot: int, at: int) -> None:
-        self._limits[slot] = at
-        self.backend.limit(slot, at)
-
-    def _lift(self, slot: int) -> None:
-        self._limit(slot, NO_LIMIT)
 
     # By the clock
 
@@ -651,10 +603,7 @@ class Dispatcher:
     def _halt(self) -> None:
         """Let no slot begin another task, and give what runs its grace."""
         self.backend.call_off()
-        for slot, has in enumerate(self.flights):
-            if has:
-                self._limit(slot, max(self.backend.position(slot) + 1, mark(has[0].id, 0)))
-        self._limited_at = 0.0
+        self._claims.limit_all()
         self._watch.end_at = time.perf_counter() + self._policy.grace_seconds
 
     def _end_what_runs(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from conftest import PATIENCE, own_arenas, wait_until
 
 import forgepar as fp
-from forgepar.events import WorkflowCancelled
+from forgepar.events import WorkflowCancelled, WorkflowTaskFailed
 
 # The token
 
@@ -184,25 +184,19 @@ def test_a_timeout_holds_after_the_run_was_called_off(tmp_path):
 
 def test_a_failure_before_is_still_raised(tmp_path):
     token = fp.CancellationToken()
-    started = tmp_path / "started"
 
     def fail():
-        started.touch()
         raise RuntimeError("first")
+
+    def call_off(event):
+        if isinstance(event, WorkflowTaskFailed):
+            token.cancel(kill=True)
 
     wf = fp.Workflow()
     wf.add(fail)
     wf.add(note_and_wait, tmp_path / "other", tmp_path / "never")
-
-    def call_off():
-        wait_until(started.exists, "the failure")
-        token.cancel(kill=True)
-
-    caller = threading.Thread(target=call_off)
-    caller.start()
     with pytest.raises(fp.WorkflowFailed) as caught:
-        wf.run(workers=2, cancel=token, fail_fast=False)
-    caller.join()
+        wf.run(workers=2, cancel=token, fail_fast=False, audit=call_off)
     assert caught.value.result.status == "failed"
 
 

@@ -44,7 +44,7 @@ RANKS = {
     8: ["rollback", "simulate"],
     9: ["result"],
     10: ["journal", "console", "faults", "flight", "holdings", "watch"],
-    11: ["books", "memory"],
+    11: ["books", "claims", "memory"],
     12: ["dispatch"],
     13: ["snapshot", "targets"],
     14: ["executor"],

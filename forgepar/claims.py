@@ -1,0 +1,114 @@
+"""Taking back from slots what they have not begun: for others that idle, or because the run ends.
+
+Workers begin tasks unasked. So a claim is two steps: a limit that the worker is not to pass, and, when that is surely
+seen, a look at where it is; what lies behind is nobody's again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from forgepar.backends.base import Backend
+from forgepar.backends.board import NO_LIMIT, mark, unmark
+from forgepar.flight import Flight
+
+_STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
+_CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
+
+
+class Claims:
+    """The limits of one run's slots.
+
+    Args:
+        backend: writes them.
+        flights: what each slot has; kept up to date by the owner.
+        pids: the worker of each slot, 0 for none; likewise.
+    """
+
+    def __init__(self, backend: Backend, flights: Sequence[deque[Flight]], pids: Sequence[int]) -> None:
+        self._backend = backend
+        self._flights = flights
+        self._pids = pids
+        self._limits = [NO_LIMIT] * len(flights)
+        self._limited_at = 0.0
+
+    def is_limited(self, slot: int) -> bool:
+        """Tell whether a slot is not to begin all that it has; nothing is to be handed to it then."""
+        return self._limits[slot] != NO_LIMIT
+
+    def patience(self, *, is_over: bool) -> float | None:
+        """Return when to call `step` again, in seconds; None: not before something else happens.
+
+        Args:
+            is_over: nothing is handed out any more.
+        """
+        if self._limited_at:
+            return _CLAIM_SECONDS
+        stalls = not is_over and self._some_slot_idles() and any(map(_n_unbegun, self._flights))
+        return _STALL_SECONDS if stalls else None
+
+    def step(self, *, is_wanted: bool) -> Iterator[tuple[Flight, int, int]]:
+        """Limit slots that have stalled while another idles, or claim from those that were limited before.
+
+        Args:
+            is_wanted: nothing is ready for the slots that idle.
+
+        Yields:
+            A flight, and the places of the tasks that are not its own any more.
+        """
+        if self._limited_at:
+            if time.perf_counter() - self._limited_at >= _CLAIM_SECONDS:
+                self._limited_at = 0.0
+                for slot in range(len(self._flights)):
+                    yield from self._claim(slot)
+            return
+        if not is_wanted or not self._some_slot_idles():
+            return
+        now = time.perf_counter()
+        for slot, has in enumerate(self._flights):
+            if not self.is_limited(slot) and _n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
+                self._limit_here(slot)
+                self._limited_at = now
+
+    def limit_all(self) -> None:
+        """Let no slot begin another task."""
+        for slot, has in enumerate(self._flights):
+            if has:
+                self._limit_here(slot)
+        self._limited_at = 0.0
+
+    def lift(self, slot: int) -> None:
+        """Let a slot begin whatever it is given."""
+        self._limit(slot, NO_LIMIT)
+
+    def _limit_here(self, slot: int) -> None:
+        first = self._flights[slot][0]
+        self._limit(slot, max(self._backend.position(slot) + 1, mark(first.id, 0)))
+
+    def _limit(self, slot: int, at: int) -> None:
+        self._limits[slot] = at
+        self._backend.limit(slot, at)
+
+    def _some_slot_idles(self) -> bool:
+        if all(self._flights):
+            return False
+        return any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
+
+    def _claim(self, slot: int) -> Iterator[tuple[Flight, int, int]]:
+        """Take what lies behind a slot's limit, if the slot has not passed that."""
+        limit, position = self._limits[slot], self._backend.position(slot)
+        if limit == NO_LIMIT or position >= limit:
+            return
+        batch, place = unmark(limit)
+        for flight in self._flights[slot]:
+            first = max(flight.n_done, place if flight.id == batch else 0)
+            if flight.id >= batch and first < flight.n_own:
+                end, flight.n_own = flight.n_own, first
+                yield flight, first, end
+
+
+def _n_unbegun(flights: deque[Flight]) -> int:
+    """Count the tasks that a slot has, less what it has done and the one it is at."""
+    return sum(flight.n_own - flight.n_done for flight in flights) - 1 if flights else 0
