@@ -58,3 +58,9 @@ def nothing_left_behind() -> Iterator[None]:
 def any_backend(request: pytest.FixtureRequest) -> dict[str, object]:
     """Arguments of `WorkflowExecutor` for each backend and start method."""
     return executor_arguments(request.param)
+
+
+@pytest.fixture(params=["inline", "forkserver"])
+def either_backend(request: pytest.FixtureRequest) -> dict[str, object]:
+    """The same for this process and for workers, where how these are started makes no difference."""
+    return executor_arguments(request.param)

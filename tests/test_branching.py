@@ -17,7 +17,7 @@ def same(*values):
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
 @pytest.mark.parametrize("decision", [True, False])
-def test_one_branch_runs_and_the_value_is_its_own(any_backend, schedule, decision):
+def test_one_branch_runs_and_the_value_is_its_own(either_backend, schedule, decision):
     wf = fp.Workflow()
     flag = wf.add(lambda: decision)
     yes, no = [], []
@@ -35,7 +35,7 @@ def test_one_branch_runs_and_the_value_is_its_own(any_backend, schedule, decisio
     joined = wf.add(lambda a, b: (a, b), yes[0], no[0])
     after = wf.add(lambda x: x, value)
     only_yes = wf.add(len, yes[1])
-    result = wf.run(**any_backend, schedule=schedule, outputs="all")
+    result = wf.run(**either_backend, schedule=schedule, outputs="all")
     assert result.ok
     assert result[after] == ({"value": ([(1,), (2,)],)} if decision else (3,))
     assert result[joined] == ((1,), None) if decision else result[joined] == (None, (3,))
@@ -49,11 +49,11 @@ def test_one_branch_runs_and_the_value_is_its_own(any_backend, schedule, decisio
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_without_another_branch_the_value_is_none(any_backend, schedule):
+def test_without_another_branch_the_value_is_none(either_backend, schedule):
     wf = fp.Workflow()
     values = [fp.when(wf, wf.add(abs, number), lambda: wf.add(same, "ran")) for number in (0, 1)]
     after = wf.add(same, *values)
-    result = wf.run(**any_backend, schedule=schedule)
+    result = wf.run(**either_backend, schedule=schedule)
     assert result[after] == (None, ("ran",))
 
 
@@ -78,11 +78,11 @@ def test_a_branch_that_fails_fails_what_joins_it(schedule):
     assert result.record(value).skipped_for == "int"
 
 
-def test_a_condition_that_fails_runs_neither(any_backend):
+def test_a_condition_that_fails_runs_neither(either_backend):
     wf = fp.Workflow()
     value = fp.when(wf, wf.add(np.zeros, 2), lambda: wf.add(same, 1), lambda: wf.add(same, 2))
     with pytest.raises(fp.WorkflowFailed) as caught:
-        wf.run(**any_backend, fail_fast=False)
+        wf.run(**either_backend, fail_fast=False)
     result = caught.value.result
     assert list(result.errors) == ["condition"]
     assert result.record(value).status == "skipped"

@@ -23,11 +23,11 @@ def add(a, b):
 # Chains
 
 
-def test_a_sequence_hands_values_on(any_backend):
+def test_a_sequence_hands_values_on(either_backend):
     wf = fp.Workflow()
     last = fp.sequence(wf, wf.add(int, "3"), double, fp.task(double).options(name="again"), str)
     assert wf.execution_layers() == [["int"], ["double"], ["again"], ["str"]]
-    assert wf.run(**any_backend)[last] == "12"
+    assert wf.run(**either_backend)[last] == "12"
 
 
 def test_a_sequence_without_steps_is_refused():
@@ -52,7 +52,7 @@ def test_parallel_tasks_run_side_by_side(tmp_path):
     assert wf.run(workers=2)[joined] == "ab"
 
 
-def test_parallel_tasks_fail_fast(any_backend):
+def test_parallel_tasks_fail_fast(either_backend):
     def fail():
         raise ValueError("no")
 
@@ -60,7 +60,7 @@ def test_parallel_tasks_fail_fast(any_backend):
     both = fp.parallel(wf, fail, (abs, -1))
     wf.add(sum, both)
     with pytest.raises(fp.WorkflowFailed) as caught:
-        wf.run(**any_backend)
+        wf.run(**either_backend)
     assert [type(error) for error in caught.value.exceptions] == [ValueError]
     assert caught.value.result.status_counts()["cancelled"] >= 1
 
@@ -93,11 +93,11 @@ def test_map_reduce_is_a_tree_of_the_least_depth(n, fan_in):
     assert all(after == math.ceil(before / fan_in) for before, after in zip([n, *widths], widths, strict=False))
 
 
-def test_map_reduce_keeps_the_order_of_items(any_backend):
+def test_map_reduce_keeps_the_order_of_items(either_backend):
     wf = fp.Workflow()
     text = fp.map_reduce(wf, str, range(30), "".join, fan_in=4)
     one = fp.map_reduce(wf, str, [7], "".join)
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[text] == "".join(map(str, range(30)))
     assert result[one] == "7"
 
@@ -120,7 +120,7 @@ def diamond(name="diamond"):
     return wf
 
 
-def test_an_included_workflow_keeps_its_shape_under_its_name(any_backend):
+def test_an_included_workflow_keeps_its_shape_under_its_name(either_backend):
     outer = fp.Workflow()
     outer.add(abs, -5)
     inner = diamond()
@@ -132,24 +132,24 @@ def test_an_included_workflow_keeps_its_shape_under_its_name(any_backend):
         ["diamond/bottom", "diamond-1/bottom"],
         ["add"],
     ]
-    assert outer.run(**any_backend)[last] == 64
+    assert outer.run(**either_backend)[last] == 64
     assert list(once) == ["top", "add-0", "add-1", "bottom"]
     assert inner.execution_layers() == [["top"], ["add-0", "add-1"], ["bottom"]]
 
 
-def test_tasks_may_be_bound_to_handles_and_values(any_backend):
+def test_tasks_may_be_bound_to_handles_and_values(either_backend):
     outer = fp.Workflow()
     five = outer.add(abs, -5)
     bound = outer.include(diamond(), top=five, prefix="by-handle")
     given = outer.include(diamond(), {"add-0": 100}, prefix="by-value")
-    result = outer.run(**any_backend, outputs="all")
+    result = outer.run(**either_backend, outputs="all")
     assert result[bound["bottom"]] == 15 + 25
     assert result[given["bottom"]] == 100 + 21
     assert bound["top"].index == five.index
     assert "by-handle/top" not in [name for layer in outer.execution_layers() for name in layer]
 
 
-def test_branches_are_included_too(any_backend):
+def test_branches_are_included_too(either_backend):
     inner = fp.Workflow("inner")
     flag = inner.add(fp.task(bool).options(name="flag"), 0)
     inner.add(
@@ -158,7 +158,7 @@ def test_branches_are_included_too(any_backend):
     for value, expected in ((True, "1"), (False, "2")):
         outer = fp.Workflow()
         included = outer.include(inner, flag=outer.add(bool, value))
-        assert outer.run(**any_backend)[included["last"]] == expected
+        assert outer.run(**either_backend)[included["last"]] == expected
 
 
 def test_what_does_not_fit_is_refused():

@@ -19,7 +19,7 @@ def told(*_):
     return here.task, here.layer, here.attempt
 
 
-def test_a_task_knows_its_name_layer_and_attempt(any_backend, tmp_path):
+def test_a_task_knows_its_name_layer_and_attempt(either_backend, tmp_path):
     def second_time(path):
         if not path.exists():
             path.touch()
@@ -33,14 +33,14 @@ def test_a_task_knows_its_name_layer_and_attempt(any_backend, tmp_path):
     retried = wf.add(fp.task(second_time).options(retries=1), tmp_path / "tried")
     for schedule in ("layers", "eager"):
         (tmp_path / "tried").unlink(missing_ok=True)
-        result = wf.run(**any_backend, outputs="all", schedule=schedule)
+        result = wf.run(**either_backend, outputs="all", schedule=schedule)
         assert result[first] == [(f"told-{i}", 0, 1) for i in range(200)]
         assert result[named] == ("given", 1, 1)
         assert result[again] == (again.name, 2, 1)
         assert result[retried] == ("second_time", 0, 2)
 
 
-def test_names_and_layers_are_right_where_tasks_of_a_batch_are_far_apart(any_backend):
+def test_names_and_layers_are_right_where_tasks_of_a_batch_are_far_apart(either_backend):
     """Every other task waits, so that batches hold every other number, and under "eager" tasks of several layers."""
     wf = fp.Workflow()
     gate = wf.add(abs, 1)
@@ -51,34 +51,34 @@ def test_names_and_layers_are_right_where_tasks_of_a_batch_are_far_apart(any_bac
         (name, layer) for handle in handles for name, layer in [(handle.name, int(wf.plan().layers[handle.index]))]
     ]
     for schedule in ("layers", "eager"):
-        result = wf.run(**any_backend, outputs="all", schedule=schedule)
+        result = wf.run(**either_backend, outputs="all", schedule=schedule)
         assert [value[:2] for value in result[handles]] == expected
 
 
-def test_all_tasks_of_a_run_share_its_facts(any_backend):
+def test_all_tasks_of_a_run_share_its_facts(either_backend):
     def facts(_):
         here = fp.context()
         return here.run_id, here.workflow, here.seed
 
     wf = fp.Workflow("nightly")
     handles = wf.map(facts, range(4))
-    with fp.WorkflowExecutor(**any_backend) as executor:
+    with fp.WorkflowExecutor(**either_backend) as executor:
         first, second = ({*executor.run(wf, seed=7)[handles]} for _ in range(2))
     (one,), (other,) = first, second
     assert one[1:] == ("nightly", 7)
     assert one[0] != other[0]
 
 
-def test_outside_of_tasks_there_is_none(any_backend):
+def test_outside_of_tasks_there_is_none(either_backend):
     with pytest.raises(fp.NotInTask, match="outside of a task"):
         fp.context()
     wf = fp.Workflow()
     wf.add(told)
-    wf.run(**any_backend)
+    wf.run(**either_backend)
     assert inside() is None
 
 
-def test_threads_of_a_task_share_its_context(any_backend):
+def test_threads_of_a_task_share_its_context(either_backend):
     def ask():
         found = []
         thread = threading.Thread(target=lambda: found.append(fp.context() is mine))
@@ -89,10 +89,10 @@ def test_threads_of_a_task_share_its_context(any_backend):
 
     wf = fp.Workflow()
     asked = wf.add(ask)
-    assert wf.run(**any_backend)[asked] == [True]
+    assert wf.run(**either_backend)[asked] == [True]
 
 
-def test_a_run_inside_of_a_task_has_contexts_of_its_own(any_backend):
+def test_a_run_inside_of_a_task_has_contexts_of_its_own(either_backend):
     def outer():
         inner = fp.Workflow("inner")
         name = inner.add(lambda: fp.context().workflow)
@@ -102,7 +102,7 @@ def test_a_run_inside_of_a_task_has_contexts_of_its_own(any_backend):
 
     wf = fp.Workflow("outer")
     asked = wf.add(outer)
-    assert wf.run(**any_backend)[asked] == ("inner", "outer", True)
+    assert wf.run(**either_backend)[asked] == ("inner", "outer", True)
 
 
 # Random numbers
@@ -200,7 +200,7 @@ def test_in_this_process_a_token_is_seen_at_once(tmp_path):
     canceller.join()
 
 
-def test_a_task_knows_when_its_time_is_over(any_backend):
+def test_a_task_knows_when_its_time_is_over(either_backend):
     def left():
         here = fp.context()
         return None if here.deadline is None else here.deadline - time.monotonic()
@@ -208,17 +208,17 @@ def test_a_task_knows_when_its_time_is_over(any_backend):
     wf = fp.Workflow()
     free = wf.add(fp.task(left).options(name="free"))
     timed = wf.add(fp.task(left).options(name="timed", timeout=1000))
-    assert wf.run(**any_backend)[[free]] == [None]
-    result = wf.run(**any_backend, timeout=500)
+    assert wf.run(**either_backend)[[free]] == [None]
+    result = wf.run(**either_backend, timeout=500)
     assert 500 - PATIENCE < result[free] <= 500
     assert 500 - PATIENCE < result[timed] <= 500
-    assert 1000 - PATIENCE < wf.run(**any_backend)[timed] <= 1000
+    assert 1000 - PATIENCE < wf.run(**either_backend)[timed] <= 1000
 
 
 # Scratch and progress
 
 
-def test_each_attempt_has_a_folder_of_its_own_that_goes_with_it(any_backend):
+def test_each_attempt_has_a_folder_of_its_own_that_goes_with_it(either_backend):
     def use(_):
         folder = fp.context().scratch
         assert folder == fp.context().scratch
@@ -228,7 +228,7 @@ def test_each_attempt_has_a_folder_of_its_own_that_goes_with_it(any_backend):
 
     wf = fp.Workflow()
     folders = wf.map(use, range(10))
-    with fp.WorkflowExecutor(**any_backend) as executor:
+    with fp.WorkflowExecutor(**either_backend) as executor:
         found = executor.run(wf)[folders]
         assert len(set(found)) == 10
         assert not any(folder.exists() for folder in found)

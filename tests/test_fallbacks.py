@@ -26,11 +26,11 @@ def failure_of(wf, **rules) -> fp.WorkflowFailed:
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
 @pytest.mark.parametrize("value", [None, 7, "text", [1, {"a": 2}], range(3)])
-def test_a_value_stands_for_that_of_a_task_that_failed(any_backend, schedule, value):
+def test_a_value_stands_for_that_of_a_task_that_failed(either_backend, schedule, value):
     wf = fp.Workflow()
     failed = wf.add(fp.task(fail).options(name="failed", fallback=value))
     after = wf.add(lambda x: [x], failed)
-    result = wf.run(**any_backend, schedule=schedule, outputs="all")
+    result = wf.run(**either_backend, schedule=schedule, outputs="all")
     assert result[after] == [value]
     assert result[failed] == value
     assert result.ok
@@ -40,16 +40,16 @@ def test_a_value_stands_for_that_of_a_task_that_failed(any_backend, schedule, va
     assert (event.task, event.attempt, event.error) == ("failed", 1, "ValueError: no")
 
 
-def test_a_large_value_stands_too(any_backend):
+def test_a_large_value_stands_too(either_backend):
     array = np.arange(100_000)
     wf = fp.Workflow()
     failed = wf.map(fp.task(fail).options(fallback=array), range(3))
     total = wf.map(np.sum, failed)
-    assert wf.run(**any_backend)[total] == [array.sum()] * 3
+    assert wf.run(**either_backend)[total] == [array.sum()] * 3
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_a_function_gets_the_error_and_if_it_takes_them_the_arguments(any_backend, schedule):
+def test_a_function_gets_the_error_and_if_it_takes_them_the_arguments(either_backend, schedule):
     def error_alone(error):
         return f"{type(error).__name__}: {error}"
 
@@ -61,7 +61,7 @@ def test_a_function_gets_the_error_and_if_it_takes_them_the_arguments(any_backen
     alone = wf.add(fp.task(fail).options(name="alone", fallback=error_alone), five, key=1)
     whole = wf.add(fp.task(fail).options(name="whole", fallback=all_of_it), five, [five, "x"], key=(five,))
     mapped = wf.map(fp.task(fail).options(name="mapped", fallback=lambda error, i, j: i + j), range(40), range(40))
-    result = wf.run(**any_backend, schedule=schedule)
+    result = wf.run(**either_backend, schedule=schedule)
     assert result[alone] == "ValueError: no"
     assert result[whole] == ("no", 5, [5, "x"], (5,), "whole")
     assert result[mapped] == list(range(0, 80, 2))
@@ -94,7 +94,7 @@ def test_an_error_that_cannot_travel_is_stood_for():
     assert wf.run(workers=1)[handled] == (fp.RemoteError, "text")
 
 
-def test_retries_come_first(any_backend, tmp_path):
+def test_retries_come_first(either_backend, tmp_path):
     def count(path):
         with path.open("a") as file:
             file.write("x")
@@ -102,13 +102,13 @@ def test_retries_come_first(any_backend, tmp_path):
 
     wf = fp.Workflow()
     counted = wf.add(fp.task(count).options(retries=2, fallback="given up"), tmp_path / "tries")
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[counted] == "given up"
     assert (tmp_path / "tries").read_text() == "xxx"
     assert result.record(counted).attempt == 3
 
 
-def test_a_chain_goes_on_until_something_does_not_fail(any_backend, tmp_path):
+def test_a_chain_goes_on_until_something_does_not_fail(either_backend, tmp_path):
     def count(path):
         with path.open("a") as file:
             file.write("x")
@@ -117,20 +117,20 @@ def test_a_chain_goes_on_until_something_does_not_fail(any_backend, tmp_path):
     chain = fp.ChainFallback(fp.RetryFallback(2, wait=0.01), fail, lambda error: f"after {error}", "never")
     wf = fp.Workflow()
     counted = wf.add(fp.task(count).options(fallback=chain), tmp_path / "tries")
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[counted] == "after no"
     assert (tmp_path / "tries").read_text() == "xxx"
     events = [event for event in result.events if isinstance(event, WorkflowToolFallback)]
     assert [event.fallback for event in events] == ["retry", "retry", "fail", "<lambda>"]
 
 
-def test_a_handler_that_fails_fails_the_task_and_both_errors_are_seen(any_backend):
+def test_a_handler_that_fails_fails_the_task_and_both_errors_are_seen(either_backend):
     def worse(error):
         raise KeyError("worse")
 
     wf = fp.Workflow()
     wf.add(fp.task(fail).options(name="failed", fallback=worse))
-    failure = failure_of(wf, **any_backend)
+    failure = failure_of(wf, **either_backend)
     (error,) = failure.exceptions
     assert isinstance(error, KeyError)
     assert isinstance(error.__context__, ValueError)
@@ -139,12 +139,12 @@ def test_a_handler_that_fails_fails_the_task_and_both_errors_are_seen(any_backen
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_a_task_may_be_left_out_with_what_follows_it(any_backend, schedule):
+def test_a_task_may_be_left_out_with_what_follows_it(either_backend, schedule):
     wf = fp.Workflow()
     failed = wf.add(fp.task(fail).options(name="failed", fallback=fp.SkipFallback()))
     after = wf.add(len, failed)
     other = wf.add(abs, -3)
-    result = wf.run(**any_backend, schedule=schedule)
+    result = wf.run(**either_backend, schedule=schedule)
     assert result[other] == 3
     assert result.ok
     assert result.status == "completed"
@@ -160,12 +160,12 @@ def test_a_function_may_be_a_value():
     assert wf.run(workers=1)[given] is len
 
 
-def test_attempt_is_a_task_whose_error_another_function_gets(any_backend):
+def test_attempt_is_a_task_whose_error_another_function_gets(either_backend):
     wf = fp.Workflow()
     caught = wf.add(fp.attempt(fail, catch=repr), 1)
     fine = wf.add(fp.attempt(abs, catch=repr), -1)
     kept = wf.add(fp.attempt(fp.task(fail).options(name="kept"), catch=lambda error, x: x), 4)
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[[caught, fine, kept]] == ["ValueError('no')", 1, 4]
     assert kept.name == "kept"
 

@@ -30,9 +30,9 @@ def test_idle_is_what_was_kept_and_neither_used_nor_removed(columns):
 
 def test_the_peak_is_the_most_that_anyone_saw(columns):
     columns[1].add(Row.MADE, 10)
-    columns[1].see_peak()
+    columns[1].see_peak(1 << 60)
     columns[2].add(Row.REMOVED, 8)
-    columns[0].see_peak()
+    columns[0].see_peak(1 << 60)
     assert columns[2].peak == 10
     columns[0].reset_peak()
     assert columns[2].peak == 2

@@ -112,13 +112,13 @@ def noted(wf, log, word, *after, layer_word="undo"):
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_the_last_layer_is_undone_first(any_backend, tmp_path, schedule):
+def test_the_last_layer_is_undone_first(either_backend, tmp_path, schedule):
     log = tmp_path / "log"
     wf = fp.Workflow()
     a, b = noted(wf, log, "a"), noted(wf, log, "b")
     c = noted(wf, log, "c", a, b)
     wf.add(fail, c)
-    failure = failure_of(wf, **any_backend, schedule=schedule, outputs="all")
+    failure = failure_of(wf, **either_backend, schedule=schedule, outputs="all")
     words = log.read_text().splitlines()
     assert sorted(words[:2]) == ["a", "b"]
     assert words[2:4] == ["c", "undo c"]
@@ -170,12 +170,12 @@ def test_a_strategy_that_raises_leaves_that_task_and_tells(tmp_path):
     assert isinstance(report.failed["b"], KeyError)
 
 
-def test_one_that_cannot_be_undone_is_told_and_the_others_are_undone(any_backend):
+def test_one_that_cannot_be_undone_is_told_and_the_others_are_undone(either_backend):
     wf = fp.Workflow()
     first = wf.map(fp.task(abs).options(name="fine", compensate=lambda value: None), range(3))
     bad = wf.add(fp.task(len).options(name="bad", compensate=fail), first)
     wf.add(fail, bad)
-    failure = failure_of(wf, **any_backend)
+    failure = failure_of(wf, **either_backend)
     report = failure.result.rollback
     assert sorted(report.compensated) == [f"fine-{i}" for i in range(3)]
     assert list(report.failed) == ["bad"]
@@ -204,7 +204,7 @@ def test_undoing_that_hangs_is_ended_by_the_tasks_timeout():
     assert isinstance(report.failed["slow"], fp.TaskTimeout)
 
 
-def test_what_undoes_gets_the_value_however_large_and_the_context_if_it_asks(any_backend, tmp_path):
+def test_what_undoes_gets_the_value_however_large_and_the_context_if_it_asks(either_backend, tmp_path):
     def make(n):
         return np.arange(n)
 
@@ -215,7 +215,7 @@ def test_what_undoes_gets_the_value_however_large_and_the_context_if_it_asks(any
     made = wf.add(fp.task(make).options(name="made", compensate=undo), BLOB_LIMIT)
     taken = wf.add(lambda array: float(array.sum()), made)  # its last consumer: else it would be released
     wf.add(fail, taken)
-    failure_of(wf, **any_backend)
+    failure_of(wf, **either_backend)
     assert (tmp_path / "undone").read_text() == f"{sum(range(BLOB_LIMIT))} made 0 False"
 
 
@@ -242,10 +242,10 @@ def test_a_run_that_is_called_off_is_rolled_back(tmp_path):
     assert log.read_text().split() == ["first", "undo", "first"]
 
 
-def test_a_run_that_is_well_undoes_nothing(any_backend, tmp_path):
+def test_a_run_that_is_well_undoes_nothing(either_backend, tmp_path):
     wf = fp.Workflow()
     noted(wf, tmp_path / "log", "a")
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result.rollback == fp.RollbackReport()
     assert (tmp_path / "log").read_text() == "a\n"
 

@@ -112,7 +112,7 @@ def test_without_a_run_there_is_no_state():
         assert executor.state is None
 
 
-def test_state_grows_with_the_run(any_backend):
+def test_state_grows_with_the_run(either_backend):
     def look(state):
         assert sum(state.counts.values()) == state.n_tasks
         return state.n_tasks
@@ -121,20 +121,20 @@ def test_state_grows_with_the_run(any_backend):
     listed = wf.add(lambda: list(range(50)))
     for _ in range(3):
         listed = wf.map(abs, listed)
-    with fp.WorkflowExecutor(**any_backend) as executor:
+    with fp.WorkflowExecutor(**either_backend) as executor:
         result, seen = watched(executor, wf, look)
     assert seen == sorted(seen)
     assert len(result.records) == 4 + 3 * 51
 
 
-def test_a_task_sees_how_its_run_stands(any_backend):
+def test_a_task_sees_how_its_run_stands(either_backend):
     def look(*_):
         return fp.context().run
 
     wf = fp.Workflow()
     first = wf.map(abs, range(20))
     second = wf.add(look, first)
-    run = wf.run(**any_backend)[second]
+    run = wf.run(**either_backend)[second]
     assert isinstance(run, fp.RunProgress)
     assert run.n_tasks == 21
     assert run.n_settled <= 20

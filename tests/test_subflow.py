@@ -35,13 +35,13 @@ def failure_of(wf, **rules) -> fp.WorkflowFailed:
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
 @pytest.mark.parametrize("n", [0, 1, 300])
-def test_a_map_over_a_list_known_only_at_run_time(any_backend, schedule, n):
+def test_a_map_over_a_list_known_only_at_run_time(either_backend, schedule, n):
     wf = fp.Workflow()
     listed = wf.add(numbers, n)
     mapped = wf.map(scaled, listed, factor=3)
     total = wf.add(sum, mapped)
     assert isinstance(mapped, fp.TaskHandle)
-    result = wf.run(**any_backend, schedule=schedule)
+    result = wf.run(**either_backend, schedule=schedule)
     assert result[total] == 3 * sum(range(n))
     assert result.ok
     assert len(result.records) == 3 + n + 1
@@ -53,13 +53,13 @@ def test_a_map_over_a_list_known_only_at_run_time(any_backend, schedule, n):
     assert (event.task, event.task_count, event.layer_count) == ("scaled", n + 1, 5 if n else 4)
 
 
-def test_several_lists_and_plain_ones_go_side_by_side(any_backend):
+def test_several_lists_and_plain_ones_go_side_by_side(either_backend):
     wf = fp.Workflow()
     both = wf.map(pow, wf.add(numbers, 4), [2, 2, 3, 3])
-    assert wf.run(**any_backend)[both] == [0, 1, 8, 27]
+    assert wf.run(**either_backend)[both] == [0, 1, 8, 27]
 
 
-def test_the_functions_options_are_those_of_the_tasks_to_come(any_backend, tmp_path):
+def test_the_functions_options_are_those_of_the_tasks_to_come(either_backend, tmp_path):
     def second_time(i):
         path = tmp_path / str(i)
         if not path.exists():
@@ -70,34 +70,34 @@ def test_the_functions_options_are_those_of_the_tasks_to_come(any_backend, tmp_p
     wf = fp.Workflow()
     first = wf.add(abs, 1)
     mapped = wf.map(fp.task(second_time).options(name="tried", retries=1, after=first), wf.add(numbers, 3))
-    assert wf.run(**any_backend)[mapped] == [(f"tried/tried-{i}", 2) for i in range(3)]
+    assert wf.run(**either_backend)[mapped] == [(f"tried/tried-{i}", 2) for i in range(3)]
 
 
 @pytest.mark.parametrize("value", [3, None])
-def test_what_is_no_list_fails_the_task(any_backend, value):
+def test_what_is_no_list_fails_the_task(either_backend, value):
     wf = fp.Workflow()
     wf.map(abs, wf.add(lambda: value))
-    assert isinstance(failure_of(wf, **any_backend).exceptions[0], TypeError)
+    assert isinstance(failure_of(wf, **either_backend).exceptions[0], TypeError)
 
 
-def test_items_may_be_large(any_backend):
+def test_items_may_be_large(either_backend):
     wf = fp.Workflow()
     arrays = wf.add(lambda: [np.full(BLOB_LIMIT, i) for i in range(5)])
     sums = wf.map(lambda array: int(array.sum()), arrays)
     made = wf.map(lambda i: np.full(BLOB_LIMIT, i), wf.add(numbers, 5))
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[sums] == [i * BLOB_LIMIT for i in range(5)]
     assert [int(array[0]) for array in result[made]] == [0, 1, 2, 3, 4]
 
 
-def test_a_result_knows_all_outputs(any_backend):
+def test_a_result_knows_all_outputs(either_backend):
     wf = fp.Workflow()
     mapped = wf.map(scaled, wf.add(numbers, 3))
     wf.add(len, mapped)
-    assert wf.run(**any_backend, outputs="all")["scaled/scaled-2"] == 2
-    assert wf.run(**any_backend, outputs=[mapped])[mapped] == [0, 1, 2]
+    assert wf.run(**either_backend, outputs="all")["scaled/scaled-2"] == 2
+    assert wf.run(**either_backend, outputs=[mapped])[mapped] == [0, 1, 2]
     with pytest.raises(fp.ResultReleased):
-        wf.run(**any_backend)[mapped]
+        wf.run(**either_backend)[mapped]
 
 
 # Workflows that tasks return
@@ -112,16 +112,16 @@ def countdown(n):
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_subflows_may_return_subflows(any_backend, schedule):
+def test_subflows_may_return_subflows(either_backend, schedule):
     wf = fp.Workflow()
     done = wf.add(countdown, 5)
     after = wf.add(lambda value: str(value), done)
-    result = wf.run(**any_backend, schedule=schedule)
+    result = wf.run(**either_backend, schedule=schedule)
     assert result[after] == "(5, (4, (3, (2, (1, 'lift off')))))"
     assert result.record("countdown/countdown/countdown").layer == 2
 
 
-def test_without_an_output_the_leaves_values_are_it(any_backend):
+def test_without_an_output_the_leaves_values_are_it(either_backend):
     def make():
         inner = fp.Workflow()
         first = inner.add(abs, -1)
@@ -131,10 +131,10 @@ def test_without_an_output_the_leaves_values_are_it(any_backend):
 
     wf = fp.Workflow()
     made = wf.add(make)
-    assert wf.run(**any_backend)[made] == [1, 2]
+    assert wf.run(**either_backend)[made] == [1, 2]
 
 
-def test_order_shapes_and_branches_work_inside(any_backend):
+def test_order_shapes_and_branches_work_inside(either_backend):
     def make():
         inner = fp.Workflow()
         log = []
@@ -146,14 +146,14 @@ def test_order_shapes_and_branches_work_inside(any_backend):
 
     wf = fp.Workflow()
     made = wf.add(make)
-    result = wf.run(**any_backend)
+    result = wf.run(**either_backend)
     assert result[made] == {"value": "2", "fallen": ["fell"]}
     assert result.status_counts()["skipped"] == 1
     assert result.record("make/second").layer > result.record("make/abs").layer
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])
-def test_a_failure_inside_is_one_of_the_run_and_all_is_undone(any_backend, tmp_path, schedule):
+def test_a_failure_inside_is_one_of_the_run_and_all_is_undone(either_backend, tmp_path, schedule):
     def note(value):
         with (tmp_path / "undone").open("a") as file:
             file.write(f"{value}\n")
@@ -169,13 +169,13 @@ def test_a_failure_inside_is_one_of_the_run_and_all_is_undone(any_backend, tmp_p
     wf = fp.Workflow()
     first = wf.add(fp.task(abs).options(name="first", compensate=note), -3)
     wf.add(fp.task(make).options(after=first))
-    failure = failure_of(wf, **any_backend, schedule=schedule)
+    failure = failure_of(wf, **either_backend, schedule=schedule)
     assert list(failure.result.errors) == ["make/fail"]
     assert sorted(failure.result.rollback.compensated) == ["first", "make/abs-0", "make/abs-1"]
     assert (tmp_path / "undone").read_text().splitlines()[-1] == "3"
 
 
-def test_without_fail_fast_what_waits_for_a_broken_subflow_is_skipped(any_backend):
+def test_without_fail_fast_what_waits_for_a_broken_subflow_is_skipped(either_backend):
     def make():
         inner = fp.Workflow()
         return fp.Subflow(inner, inner.add(int, "x"))
@@ -184,7 +184,7 @@ def test_without_fail_fast_what_waits_for_a_broken_subflow_is_skipped(any_backen
     made = wf.add(make)
     after = wf.add(abs, made)
     other = wf.add(abs, -7)
-    result = failure_of(wf, **any_backend, fail_fast=False).result
+    result = failure_of(wf, **either_backend, fail_fast=False).result
     assert result[other] == 7
     assert result.record(after).skipped_for == "make/int"
 
@@ -213,12 +213,12 @@ def locked():
     ("make", "kind"),
     [(cyclic, fp.CyclicWorkflow), (too_large, fp.InsufficientMemory), (locked, fp.UnpicklableResult)],
 )
-def test_a_subflow_that_cannot_run_fails_its_task_alone(any_backend, make, kind):
+def test_a_subflow_that_cannot_run_fails_its_task_alone(either_backend, make, kind):
     wf = fp.Workflow()
     bad = wf.add(make)
     after = wf.add(abs, bad)
     good = wf.add(countdown, 2)
-    result = failure_of(wf, **any_backend, fail_fast=False).result
+    result = failure_of(wf, **either_backend, fail_fast=False).result
     assert isinstance(result.errors[bad.name], kind)
     assert result.record(after).status == "skipped"
     assert result[good] == (2, (1, "lift off"))

@@ -54,7 +54,7 @@ def raised_by(command: Command, kind: type[Exception]) -> Exception:
 # As tasks
 
 
-def test_handles_go_anywhere(any_backend, tmp_path):
+def test_handles_go_anywhere(either_backend, tmp_path):
     wf = fp.Workflow()
     word, number, folder = wf.add(str, "a b; $(id)"), wf.add(abs, -7), wf.add(str, tmp_path)
     files = wf.map(str, ["c d", "-e"])
@@ -64,7 +64,7 @@ def test_handles_go_anywhere(any_backend, tmp_path):
             'cat; pwd; echo "$WORD"', through_shell=True, cwd=folder, env={"WORD": word}, stdin=wf.add(str, "in\n")
         )
     )
-    result = wf.run(**any_backend, outputs="all")
+    result = wf.run(**either_backend, outputs="all")
     assert result[first].stdout.splitlines() == [
         "'a b; $(id)'", "'--n=7'", "'c d'", "'-e'", "'a b; $(id)'", "'f'",
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_handles_go_anywhere(any_backend, tmp_path):
     assert (result[both].exit_code, result[both].stderr) == (0, "")
 
 
-def test_fields_are_given_early_or_late_by_name_or_position(any_backend):
+def test_fields_are_given_early_or_late_by_name_or_position(either_backend):
     wf = fp.Workflow()
     command = show("{a} {b} {c}", b="B")
     value = wf.add(str, "A")
@@ -84,7 +84,7 @@ def test_fields_are_given_early_or_late_by_name_or_position(any_backend):
         *wf.map(command, [value, "x"], ["C", "y"]),
         *wf.map(show("{a} {b} {c}"), ["A"], c="C", b=["B", "b"]),
     ]
-    outputs = [result.stdout.split() for result in wf.run(**any_backend)[handles]]
+    outputs = [result.stdout.split() for result in wf.run(**either_backend)[handles]]
     assert outputs == [
         *[["'A'", "'B'", "'C'"]] * 3,
         ["'A'", "'late'", "'C'"],
@@ -94,12 +94,12 @@ def test_fields_are_given_early_or_late_by_name_or_position(any_backend):
     ]
 
 
-def test_one_program_reads_what_another_wrote(any_backend):
+def test_one_program_reads_what_another_wrote(either_backend):
     wf = fp.Workflow()
     numbers = wf.add(fp.shell("seq {n}", n=wf.add(abs, -12)))
     in_order = wf.add(fp.shell("sort -r", stdin=numbers, env={"LC_ALL": "C"}, text=False))
     counted = wf.add(fp.shell("head -n {n}", n=2), stdin=in_order)
-    assert wf.run(**any_backend)[counted].stdout == "9\n8\n"
+    assert wf.run(**either_backend)[counted].stdout == "9\n8\n"
 
 
 def test_tasks_are_named_after_the_program_and_take_options(tmp_path):
@@ -131,11 +131,11 @@ def test_it_undoes_what_another_task_did(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_task_that_is_given_a_command_may_run_it(any_backend):
+def test_a_task_that_is_given_a_command_may_run_it(either_backend):
     wf = fp.Workflow()
     word = wf.add(str, "a b")
     told = wf.add(lambda command: command("c").stdout, show("{x} {y}", x=word))
-    assert wf.run(**any_backend)[told] == "'a b'\n'c'\n"
+    assert wf.run(**either_backend)[told] == "'a b'\n'c'\n"
 
 
 # Called directly
@@ -204,10 +204,10 @@ def test_a_result_shows_the_beginning_of_what_was_written():
 # Failing
 
 
-def test_a_program_that_fails_fails_the_task(any_backend):
+def test_a_program_that_fails_fails_the_task(either_backend):
     wf = fp.Workflow()
     wf.add(fp.shell("sh -c {code} x 'y z'", code="seq 30 >&2; echo lost; exit 3"))
-    error = failure_of(wf, **any_backend)
+    error = failure_of(wf, **either_backend)
     assert type(error) is fp.ToolFailed
     assert (error.exit_code, error.command[3:]) == (3, ("x", "y z"))
     assert error.stderr == "".join(f"{i}\n" for i in range(1, 31))
@@ -236,10 +236,10 @@ def test_errors_keep_the_end_of_a_long_stderr():
     assert str(error).endswith("  y\n  end")
 
 
-def test_a_missing_program_and_a_missing_folder_are_told_apart(any_backend, tmp_path):
+def test_a_missing_program_and_a_missing_folder_are_told_apart(either_backend, tmp_path):
     wf = fp.Workflow()
     wf.add(fp.shell("no-such-program {x}", x=1, env={"PATH": tmp_path}))
-    error = failure_of(wf, **any_backend)
+    error = failure_of(wf, **either_backend)
     assert type(error) is fp.ToolNotFound
     assert f"there is no program 'no-such-program' in {tmp_path}. Install it" in str(error)
     assert (error.program, error.searched) == ("no-such-program", str(tmp_path))

@@ -210,18 +210,22 @@ class Arena:
         """Yield opened segments to try, the best first; whoever does not use one frees it."""
         if size >= LEAST_KEPT and (kept := self._reuse(size)) is not None:
             yield kept
-        if self._has_room(size):
+        if self._book(size):
             yield self._make("mn", size)
-        if self._evict() and self._has_room(size):
+        if self._evict() and self._book(size):
             yield self._make("mn", size)
         yield self._make("dn", size)
 
     def _make(self, kind: str, size: int) -> tuple[str, int]:
         name = name_of(kind, size, os.getpid(), next(_counter))
-        descriptor = make(self._folders[kind[0]] + name)
+        try:
+            descriptor = make(self._folders[kind[0]] + name)
+        except OSError:
+            if kind[0] == "m":
+                self._meter.add(Row.MADE, -size)
+            raise
         if kind[0] == "m":
-            self._meter.add(Row.MADE, size)
-            self._meter.see_peak()
+            self._meter.see_peak(self.place.budget)
         else:
             self._meter.add(Row.SPILLED, size)
         return name, descriptor
@@ -254,8 +258,16 @@ class Arena:
         os.rename(path, self._idle_folder + found)  # noqa: PTH104
         return None
 
-    def _has_room(self, size: int) -> bool:
-        return self._meter.held + size <= self.place.budget
+    def _book(self, size: int) -> bool:
+        """Count a segment to be made, unless it is too much: first count, then look, as others do the same meanwhile.
+
+        Two that book the last room at once both see too much, and both do without.
+        """
+        self._meter.add(Row.MADE, size)
+        if self._meter.held <= self.place.budget:
+            return True
+        self._meter.add(Row.MADE, -size)
+        return False
 
     def _evict(self) -> bool:
         """Remove what is kept for later."""

@@ -68,17 +68,17 @@ class Meter:
         """Most bytes that were in memory since `reset_peak`."""
         return max(self._row(Row.PEAK))
 
-    def see_peak(self) -> None:
-        """Note what is held now."""
+    def see_peak(self, most: int) -> None:
+        """Note what is held now, but no more than can be: others may be counting what they will not get."""
         place = Row.PEAK * self._n_columns + self._column
-        self._words[place] = max(self._words[place], self.held)
+        self._words[place] = max(self._words[place], min(self.held, most))
 
     def reset_peak(self) -> None:
         """Look for the peak anew; only while no other process counts."""
         row = self._row(Row.PEAK)
         for column in range(self._n_columns):
             row[column] = 0
-        self.see_peak()
+        self.see_peak(self.held)
 
     def _row(self, row: Row) -> memoryview:
         return self._words[row * self._n_columns : (row + 1) * self._n_columns]
