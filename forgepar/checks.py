@@ -96,10 +96,14 @@ def _needless_order(plan: Plan) -> Iterator[Finding]:
     Cost: two passes over the graph.
     """
     sources, targets = plan.order_only
-    if not len(sources):
+    is_decision = np.isin(sources, list(plan.branchings))  # a branch waits for what decides, though it takes no value
+    if is_decision.all():
         return
     takers = np.repeat(np.arange(plan.n_tasks, dtype=np.int32), np.diff(plan.reference_start))
-    free = longest_path_layers(Adjacency.from_edges(plan.n_tasks, plan.references, takers))
+    before = np.concatenate([plan.references, sources[is_decision]])
+    after = np.concatenate([takers, targets[is_decision]])
+    targets = targets[~is_decision]
+    free = longest_path_layers(Adjacency.from_edges(plan.n_tasks, before, after))
     moved = np.zeros(plan.n_tasks, np.bool_)
     moved[targets] = plan.layers[targets] > free[targets]
     saved = plan.n_layers - int(free.max()) - 1

@@ -59,6 +59,13 @@ def test_order_that_costs_nothing_is_not_told():
     assert wf.check(workers=1) == []
 
 
+def test_that_a_branch_waits_for_what_decides_is_no_needless_order():
+    wf = fp.Workflow()
+    flag = wf.add(bool, 1)
+    fp.when(wf, flag, lambda: wf.add(abs, 1), lambda: wf.add(abs, 2))
+    assert wf.check(workers=1) == []
+
+
 def test_layers_narrower_than_the_workers():
     wf = fp.Workflow()
     handle = wf.add(abs, 1)
