@@ -1,17 +1,20 @@
-"""Shapes that many workflows have, declared in one call; each is built from `Workflow.add` and `Workflow.map` alone."""
+"""Shapes that many workflows have, declared in one call.
+
+Each is built from `Workflow.add` and `Workflow.map` alone, but for inclusion, which appends whole columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.errors import DuplicateTaskName, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.tasks import Task, task
+from forgepar.tasks import Options, Task, task
 from forgepar.workflow import Engine, TemplateRow, Workflow
 
 # A task to be: a function that takes nothing, or a tuple of a function and its arguments.
@@ -39,7 +42,9 @@ def sequence(workflow: Workflow, value: Any, *steps: Callable[..., Any]) -> Task
         7
     """
     if not steps:
-        raise WorkflowError("sequence() has no steps. Give it functions of one argument.")
+        raise WorkflowError(
+            f"sequence() has no steps, only {value!r}, which the first would get. Give it functions of one argument."
+        )
     for step in steps:
         value = workflow.add(step, value)
     last: TaskHandle = value
@@ -53,6 +58,9 @@ class ParallelTasks:
     Attributes:
         calls: functions that take nothing, or tuples of a function and its arguments, which may hold handles.
 
+    Raises:
+        WorkflowError: there are none, or one is no call.
+
     Example:
         >>> wf = Workflow()
         >>> both = ParallelTasks([(abs, -1), (max, 2, 3)]).add_to(wf)
@@ -63,26 +71,35 @@ class ParallelTasks:
 
     calls: Sequence[Call]
 
-    def add_to(self, workflow: Workflow, after: Iterable[TaskHandle | TaskHandles] = ()) -> TaskHandles:
+    def __post_init__(self) -> None:
+        calls = tuple(map(_checked, self.calls))
+        if not calls:
+            raise WorkflowError(
+                "ParallelTasks([]) has no tasks. Give it functions, or tuples of one and its arguments."
+            )
+        object.__setattr__(self, "calls", calls)
+
+    def add_to(
+        self, workflow: Workflow, after: TaskHandle | TaskHandles | Iterable[TaskHandle | TaskHandles] = ()
+    ) -> TaskHandles:
         """Declare the tasks.
 
         Args:
             workflow: where.
-            after: what all of them wait for.
+            after: what all of them wait for, one handle or several.
 
         Returns:
             Their handles; as an argument, or in ``after=``, they stand for all of them.
 
         Raises:
-            WorkflowError: there are none, or one is no call.
+            ForeignHandle: a handle of another workflow.
+            DuplicateTaskName: the same names are there already: tasks with ``name=`` can be declared but once.
         """
-        calls, before = list(self.calls), tuple(after)
-        if not calls:
-            raise WorkflowError(
-                "ParallelTasks([]) has no tasks. Give it functions, or tuples of one and its arguments."
-            )
+        before = Options(after=after).after  # type: ignore[arg-type]  # it takes one handle, too
+        workflow.refuse_foreign(before)
         first = len(workflow)
-        for fn, *arguments in map(_parts, calls):
+        for call in self.calls:
+            fn, *arguments = call if isinstance(call, tuple) else (call,)
             if before:
                 options = fn.task_options.after if isinstance(fn, Task) else ()
                 fn = task(fn).options(after=(*options, *before))
@@ -115,14 +132,15 @@ def map_reduce(
         workflow: where to declare them.
         fn: gets an item.
         items: at least one.
-        combine: gets a list of at most ``fan_in`` values, in the order of the items: of ``fn``, or its own.
+        combine: gets a list of at most ``fan_in`` values, in the order of the items: of ``fn``, or its own. If it has a
+            ``name=``, the last one is called that, and the others are numbered.
         fan_in: how many, 2 or more; the tree has as many layers as ``fan_in`` must be multiplied to reach the items.
 
     Returns:
         The handle of the last ``combine``, which is called for one item as well.
 
     Raises:
-        WorkflowError: no items, or ``fan_in`` below 2.
+        WorkflowError: no items, a handle in their place, or ``fan_in`` below 2.
 
     Example:
         >>> wf = Workflow()
@@ -132,17 +150,22 @@ def map_reduce(
     """
     if not isinstance(fan_in, int) or fan_in < 2:
         raise WorkflowError(f"fan_in={fan_in!r} makes no tree. Give 2 or more.")
-    handles: Sequence[TaskHandle] = list(workflow.map(fn, list(items)))
-    if not handles:
+    if isinstance(items, TaskHandle):
+        raise WorkflowError(
+            f"map_reduce() cannot tell how many items {items!r} will have, so how deep a tree to make. "
+            "Give it the items, or add combine as one task of what Workflow.map of that handle returns."
+        )
+    items = items if isinstance(items, Sequence) else list(items)
+    if not items:
         raise WorkflowError("map_reduce() has no items, so no value. Give it one or more.")
-    while True:
-        handles = [workflow.add(combine, handles[at : at + fan_in]) for at in range(0, len(handles), fan_in)]
-        if len(handles) == 1:
-            return handles[0]
+    values: Sequence[TaskHandle] = workflow.map(fn, items)
+    while len(values) > fan_in:
+        values = workflow.map(combine, [values[at : at + fan_in] for at in range(0, len(values), fan_in)])
+    return workflow.add(combine, values)
 
 
 class Included(Mapping[str, TaskHandle]):
-    """The tasks of a workflow in another one that includes it: by their names there, or their handles.
+    """The tasks of a workflow in another one that includes it: by their names or handles in the one that is included.
 
     Args:
         outer: the workflow that includes.
@@ -155,12 +178,20 @@ class Included(Mapping[str, TaskHandle]):
         self._inner = inner
         self._places = places
 
-    def __getitem__(self, key: str | TaskHandle) -> TaskHandle:
-        """Return the handle of a task in the outer workflow.
+    @overload
+    def __getitem__(self, key: str | TaskHandle) -> TaskHandle: ...
+    @overload
+    def __getitem__(self, key: TaskHandles) -> Sequence[TaskHandle]: ...
+    def __getitem__(self, key: str | TaskHandle | TaskHandles) -> TaskHandle | Sequence[TaskHandle]:
+        """Return the handle of a task in the outer workflow; of several tasks, their handles.
 
         Raises:
             UnknownTask: the inner workflow has no task of that name.
+            ForeignHandle: a handle that is not the inner workflow's.
         """
+        if isinstance(key, TaskHandles):
+            self._inner.refuse_foreign([key])
+            return _handles(self._outer, self._places[list(key.indices)])
         return TaskHandle(self._outer, int(self._places[self._inner.index_of(key)]))
 
     def __len__(self) -> int:
@@ -174,8 +205,15 @@ def _include(outer: Workflow, inner: Workflow, bindings: Mapping[str, Any], pref
     """Append the columns of a workflow to those of another; see `Workflow.include`."""
     if inner is outer:
         raise WorkflowError("a workflow cannot include itself. Include one that is declared apart.")
-    prefix = _free_prefix(outer, prefix or inner.name, is_given=prefix is not None)
-    bound = {inner.index_of(name): _as_handle(outer, value).index for name, value in bindings.items()}
+    chosen = _free_prefix(outer, inner, prefix)
+    replaced = {inner.index_of(name): value for name, value in bindings.items()}
+    _refuse_joins(inner, replaced)
+    outer.refuse_foreign(value for value in replaced.values() if isinstance(value, (TaskHandle, TaskHandles)))
+    gates = {branching.gate for branching in inner.branchings}
+    bound = {
+        index: _stand_in(outer, value, f"{chosen}/{inner.task_name(index)}", is_gate=index in gates).index
+        for index, value in replaced.items()
+    }
     kept = np.ones(len(inner), np.bool_)
     kept[list(bound)] = False
     n = len(outer)
@@ -183,7 +221,7 @@ def _include(outer: Workflow, inner: Workflow, bindings: Mapping[str, Any], pref
     places = rank[:-1].copy()
     for index, place in bound.items():
         places[index] = place
-    _append_rows(outer, inner, prefix, kept, places)
+    _append_rows(outer, inner, chosen, kept, places)
     before, after = np.array(inner.before, np.int32), np.array(inner.after, np.int32)
     stays = kept[after]
     outer.before.extend(places[before[stays]].tolist())
@@ -219,36 +257,51 @@ def _append_rows(
         outer.constants += [value for value, stays in zip(inner.constants, of_kept.tolist(), strict=False) if stays]
 
 
-def _free_prefix(outer: Workflow, prefix: str, *, is_given: bool) -> str:
+def _free_prefix(outer: Workflow, inner: Workflow, prefix: str | None) -> str:
     """Return a prefix that no task has yet; one that was given is refused where it is taken."""
-    found, number = prefix, 1
-    while outer.has_prefix(found):
-        if is_given:
-            raise DuplicateTaskName(
-                f"tasks of {outer.name!r} have the prefix {prefix!r} already. Give another prefix=.", name=prefix
+    if prefix is None:
+        return outer.new_prefix(inner.name)
+    if not prefix:
+        raise WorkflowError("prefix='' is no prefix. Give a text, or None for the name of the workflow.")
+    if outer.has_prefix(prefix):
+        raise DuplicateTaskName(
+            f"tasks of {outer.name!r} have the prefix {prefix!r} already. Give another prefix=.", name=prefix
+        )
+    return prefix
+
+
+def _refuse_joins(inner: Workflow, bound: Collection[int]) -> None:
+    """Refuse to replace what joins two branches: it is what both of them end at, and alone waits for either."""
+    for branching in inner.branchings:
+        if branching.join in bound:
+            raise WorkflowError(
+                f"task {inner.task_name(branching.join)!r} of {inner.name!r} joins two branches, so nothing else can "
+                "be had instead of it. Bind the task that takes its value."
             )
-        found, number = f"{prefix}-{number}", number + 1
-    return found
 
 
-def _as_handle(workflow: Workflow, value: Any) -> TaskHandle:
-    if isinstance(value, TaskHandle):
-        workflow.refuse_foreign([value])
+def _stand_in(workflow: Workflow, value: Any, name: str, *, is_gate: bool) -> TaskHandle:
+    """Return what stands for a bound task. Each branching has a gate of its own, whatever decides it."""
+    if isinstance(value, TaskHandle) and not is_gate:
         return value
-    return workflow.add(_given, value)
+    return workflow.add(task(bool if is_gate else _given).options(name=name), value)
+
+
+def _handles(workflow: Workflow, places: NDArray[np.int32]) -> Sequence[TaskHandle]:
+    """Return the handles of tasks, as a run where they are consecutive."""
+    if len(places) and bool((np.diff(places) == 1).all()):
+        return TaskHandles(workflow, range(int(places[0]), int(places[-1]) + 1))
+    return [TaskHandle(workflow, index) for index in places.tolist()]
 
 
 def _given(value: Any) -> Any:
     return value
 
 
-def _parts(call: Call) -> tuple[Any, ...]:
-    if isinstance(call, tuple) and call and callable(call[0]):
+def _checked(call: Call) -> Call:
+    if callable(call) or (isinstance(call, tuple) and call and callable(call[0])):
         return call
-    if callable(call):
-        return (call,)
     raise WorkflowError(f"{call!r} is no task. Give a function, or a tuple of a function and its arguments.")
 
 
-_given.__name__ = "given"  # what the task is called
 Engine.include = _include

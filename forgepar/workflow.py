@@ -10,6 +10,7 @@ import inspect
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple, overload
 
@@ -110,6 +111,8 @@ class Workflow:
         self.explicit_names: dict[int, str] = {}
         self._names_taken: set[str] = set()
         self._counters: dict[str, int] = {}
+        self._prefixes: dict[str, int] = {}  # what is before a slash in a name; the last number given to each
+        self._n_looked_at = 0  # how many of the counters have been looked at for them
         self._spec_of: dict[Any, int] = {}
         self._template_index: dict[Any, int] = {}
         self._plan: Any = None
@@ -241,16 +244,18 @@ class Workflow:
         Args:
             other: the workflow.
             bindings: what to have instead of some of its tasks, by their names: handles of this workflow, or values.
+                What such a task waited for is included all the same.
             prefix: their names here begin with it and a slash. None: the other's name, with a number if need be.
             **more: further bindings.
 
         Returns:
-            A mapping from names and handles of the other's tasks to handles here.
+            A mapping from names and handles of the other's tasks to handles here: an `Included`.
 
         Raises:
             UnknownTask: a binding for a task that the other does not have.
             DuplicateTaskName: the prefix was given, and is taken.
             ForeignHandle: a binding to a handle of a third workflow.
+            WorkflowError: a binding for what joins two branches, a prefix that is empty, or the workflow itself.
 
         Example:
             >>> inner = Workflow("inner")
@@ -282,7 +287,20 @@ class Workflow:
 
     def has_prefix(self, prefix: str) -> bool:
         """Tell whether names of tasks begin with a prefix and a slash."""
-        return any(base.startswith(f"{prefix}/") for base in self._counters)
+        for name in islice(self._counters, self._n_looked_at, None):  # they are only ever appended
+            for at, letter in enumerate(name):
+                if letter == "/":
+                    self._prefixes.setdefault(name[:at], 0)
+        self._n_looked_at = len(self._counters)
+        return prefix in self._prefixes
+
+    def new_prefix(self, prefix: str) -> str:
+        """Return a prefix that no task has yet: the given one, or that with the next free number."""
+        found = prefix
+        while self.has_prefix(found):
+            self._prefixes[prefix] += 1  # so that the next search goes on where this one ended
+            found = f"{prefix}-{self._prefixes[prefix]}"
+        return found
 
     def add_dependency(self, task: TaskHandle | str, after: TaskHandle | str) -> None:
         """Make a task wait for another, though it takes no value from it.
