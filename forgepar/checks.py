@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow
+from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, WorkflowError
 from forgepar.graph import Adjacency, longest_path_layers
-from forgepar.machine import as_text, available_cpus, available_memory, total_memory
+from forgepar.machine import as_bytes, as_text, available_cpus, available_memory, total_memory
 from forgepar.plan import Plan
 from forgepar.workflow import Engine, Workflow
 
@@ -45,32 +45,54 @@ class Finding:
 
 
 def check(
-    workflow: Workflow, workers: int | None = None, layer_timeout: float | None = None, rollback: Any = "all"
+    workflow: Workflow,
+    workers: int | None = None,
+    layer_timeout: float | None = None,
+    rollback: Any = "all",
+    available_memory: int | str | None = None,
 ) -> list[Finding]:
     """Return what is to be said about a workflow; see `Workflow.check`."""
-    try:
-        workflow.check_runnable()
-    except EmptyWorkflow as error:
-        return [Finding("empty", str(error))]
-    except CyclicWorkflow as error:
-        return [Finding("cycle", str(error), tuple(error.cycle))]
-    except DuplicateTaskName as error:
-        return [Finding("duplicate name", str(error), (error.name,))]
+    _check_rules(workers, layer_timeout, rollback)
+    memory = None if available_memory is None else as_bytes(available_memory)
+    if not len(workflow):
+        return list(_told(EmptyWorkflow, "empty", workflow.check_runnable))
     plan: Plan = workflow.plan()
+    cycle = list(_told(CyclicWorkflow, "cycle", lambda: plan.layers))
     return [
-        *_memory(plan),
-        *_needless_order(plan),
-        *_narrow_layers(plan, workers or available_cpus()),
+        *cycle,
+        *_told(DuplicateTaskName, "duplicate name", plan.check_names),
+        *_memory(plan, memory),
+        *(() if cycle else _needless_order(plan)),
+        *(() if cycle else _narrow_layers(plan, workers or available_cpus())),
         *(_without_timeout(plan, layer_timeout) if layer_timeout is not None else ()),
-        *(_without_compensation(plan) if rollback != "none" else ()),
+        *_without_compensation(plan, rollback),
     ]
 
 
-def _memory(plan: Plan) -> Iterator[Finding]:
+def _check_rules(workers: Any, layer_timeout: Any, rollback: Any) -> None:
+    """Refuse what a run would refuse."""
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
+    if layer_timeout is not None and (not isinstance(layer_timeout, (int, float)) or not layer_timeout > 0):
+        raise ValueError(f"layer_timeout={layer_timeout!r} is no time. Give seconds above 0, or None.")
+    if rollback not in ("all", "upstream", "none") and not callable(rollback):
+        raise ValueError(f"rollback={rollback!r} is not known. Give 'all', 'upstream', 'none', or a function.")
+
+
+def _told(kind_of_error: type[WorkflowError], kind: str, look: Callable[[], object]) -> Iterator[Finding]:
+    """Make a finding of the error that a look at the workflow raises, if it does."""
+    try:
+        look()
+    except kind_of_error as error:
+        tasks = error.cycle if isinstance(error, CyclicWorkflow) else [getattr(error, "name", "")]
+        yield Finding(kind, str(error), tuple(filter(None, tasks)))
+
+
+def _memory(plan: Plan, given: int | None) -> Iterator[Finding]:
     needs = np.array(plan.memories, np.int64)[plan.template_of]
     if not needs.any():
         return
-    total, available = total_memory(), available_memory()
+    total, available = (given, given) if given is not None else (total_memory(), available_memory())
     never = needs > total
     if never.any():
         yield _finding(
@@ -91,41 +113,96 @@ def _memory(plan: Plan) -> Iterator[Finding]:
 
 
 def _needless_order(plan: Plan) -> Iterator[Finding]:
-    """Find tasks that are in a later layer only because of an order without data, and what that costs in layers.
+    """Find the order without data that makes the workflow longer, and tell how much.
 
-    Cost: two passes over the graph.
+    Cost: four passes over the graph, and one for each order of which it is told what it alone costs.
+    """
+    if not len(plan.order_only[0]):
+        return
+    loose = _loose_orders(plan)
+    saved = plan.n_layers - _depth_without(plan, loose)
+    if not saved:
+        return
+    crossing = _on_a_longest_path(plan, _keys(plan, plan.graph.sources(), plan.graph.indices))
+    costly = np.intersect1d(loose, crossing, assume_unique=True)
+    # Every longest path goes from each layer to the next by one of these edges; where there is one, all go by it.
+    n_crossing = np.bincount(plan.layers[crossing // plan.n_tasks])
+    is_only = n_crossing[plan.layers[costly // plan.n_tasks]] == 1
+    named = [*costly[is_only], *costly[~is_only]][:_MOST_NAMED]
+    told = ", ".join(_order_in_words(plan, order, is_only=n < is_only.sum()) for n, order in enumerate(named))
+    more = f" and {len(costly) - len(named)} more" if len(costly) > len(named) else ""
+    yield Finding(
+        "order without need",
+        f"{told}{more}: no value goes that way (after=, add_dependency), and without that order the workflow has "
+        f"{saved} of {plan.n_layers} layers less. Take it out where nothing outside depends on it; where something "
+        "does, say so by effects=True on the task that is waited for.",
+        tuple(map(plan.name, np.unique(costly % plan.n_tasks).tolist())),
+    )
+
+
+def _order_in_words(plan: Plan, order: np.int64, *, is_only: bool) -> str:
+    """Name the tasks of an order, and how many layers it alone costs, if it does: others may be nearly as long."""
+    first, waits = divmod(int(order), plan.n_tasks)
+    words = f"{plan.name(waits)!r} after {plan.name(first)!r}"
+    cost = plan.n_layers - _depth_without(plan, np.array([order])) if is_only else 0
+    return f"{words} ({cost} by itself)" if cost else words
+
+
+def _keys(plan: Plan, sources: NDArray[np.integer[Any]], targets: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return one number for each edge, whose quotient and remainder are its ends: ascending, none twice."""
+    keys: NDArray[np.int64] = np.unique(sources.astype(np.int64) * plan.n_tasks + targets)
+    return keys
+
+
+def _takers(plan: Plan) -> NDArray[np.int32]:
+    """Return the task that takes each reference."""
+    return np.repeat(np.arange(plan.n_tasks, dtype=np.int32), np.diff(plan.reference_start))
+
+
+def _loose_orders(plan: Plan) -> NDArray[np.int64]:
+    """Return the orders whose need cannot be seen.
+
+    No value goes that way, and what is waited for neither decides a branch nor changes something outside.
     """
     sources, targets = plan.order_only
-    is_decision = np.isin(sources, list(plan.branchings))  # a branch waits for what decides, though it takes no value
-    if is_decision.all():
-        return
-    takers = np.repeat(np.arange(plan.n_tasks, dtype=np.int32), np.diff(plan.reference_start))
-    before = np.concatenate([plan.references, sources[is_decision]])
-    after = np.concatenate([takers, targets[is_decision]])
-    targets = targets[~is_decision]
-    free = longest_path_layers(Adjacency.from_edges(plan.n_tasks, before, after))
-    moved = np.zeros(plan.n_tasks, np.bool_)
-    moved[targets] = plan.layers[targets] > free[targets]
-    saved = plan.n_layers - int(free.max()) - 1
-    if saved and moved.any():
-        yield _finding(
-            "order without need",
-            plan,
-            moved,
-            "take no value from what they wait for (after=, add_dependency): without that order the workflow has "
-            f"{saved} of {plan.n_layers} layers less. Take it out where nothing outside depends on it.",
-        )
+    effects = np.array([plan.specs[row.spec].options.effects for row in plan.templates])
+    stays = effects[plan.template_of[sources]] | np.isin(sources, list(plan.branchings))
+    orders = _keys(plan, sources[~stays], targets[~stays])
+    loose: NDArray[np.int64] = np.setdiff1d(orders, _keys(plan, plan.references, _takers(plan)), assume_unique=True)
+    return loose
+
+
+def _depth_without(plan: Plan, orders: NDArray[np.int64]) -> int:
+    """Count the layers that there are without some orders."""
+    sources, targets = plan.order_only
+    stays = ~np.isin(sources.astype(np.int64) * plan.n_tasks + targets, orders)
+    graph = Adjacency.from_edges(
+        plan.n_tasks,
+        np.concatenate([plan.references, sources[stays]]),
+        np.concatenate([_takers(plan), targets[stays]]),
+    )
+    return int(longest_path_layers(graph).max()) + 1
+
+
+def _on_a_longest_path(plan: Plan, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of the edges that lie on a path through all layers."""
+    behind = longest_path_layers(plan.graph.reversed())
+    through = plan.layers[edges // plan.n_tasks] + behind[edges % plan.n_tasks]
+    found: NDArray[np.int64] = edges[through == plan.n_layers - 2]
+    return found
 
 
 def _narrow_layers(plan: Plan, workers: int) -> Iterator[Finding]:
     widths = np.diff(plan.layer_start)
-    narrow = int((widths < workers).sum())
+    is_narrow = widths < workers
+    narrow = int(is_narrow.sum())
     if workers > 1 and plan.n_layers > 1 and narrow > _NARROW_SHARE * plan.n_layers:
         idle = 1 - np.minimum(widths, workers).sum() / (workers * plan.n_layers)
         yield Finding(
             "narrow layers",
             f"{narrow} of {plan.n_layers} layers have fewer tasks than the {workers} workers, so that {idle:.0%} "
-            "of them idle if all tasks take as long. Split tasks, use fewer workers, or run(schedule='eager').",
+            f"of them idle if all tasks take as long; {widths[is_narrow].sum() / plan.n_tasks:.0%} of the tasks are in "
+            "such layers. Split tasks, use fewer workers, or run(schedule='eager').",
         )
 
 
@@ -142,12 +219,14 @@ def _without_timeout(plan: Plan, layer_timeout: float) -> Iterator[Finding]:
         )
 
 
-def _without_compensation(plan: Plan) -> Iterator[Finding]:
+def _without_compensation(plan: Plan, rollback: Any) -> Iterator[Finding]:
     options = [plan.specs[row.spec].options for row in plan.templates]
     effects = np.array([option.effects for option in options])[plan.template_of]
+    for task in np.flatnonzero(effects).tolist() if callable(rollback) else ():
+        effects[task] = bool(rollback(plan.name(task)))
     undoable = np.array([option.compensate is not None for option in options])[plan.template_of]
     without = effects & ~undoable
-    if without.any():
+    if without.any() and rollback != "none":
         covered = int((effects & undoable).sum())
         yield _finding(
             "no compensation",

@@ -1,4 +1,4 @@
-"""The command line: ``forgepar run TARGET`` and ``forgepar layers TARGET``.
+"""The command line: ``forgepar run TARGET``, ``forgepar check TARGET`` and ``forgepar layers TARGET``.
 
 Exit codes: 0 done, 1 a task failed, 2 bad usage or a bad workflow, 130 interrupted. Results go to standard output, all
 else to standard error; a traceback is printed only of the user's own code.
@@ -100,9 +100,12 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
 
 
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
-    """Print what is likely to go wrong; the code is that of a bad workflow if it could not run."""
+    """Print what is likely to go wrong, one line a finding; the code tells whether a run could begin."""
     findings = workflow.check(
-        workers=arguments.workers, layer_timeout=arguments.layer_timeout, rollback=arguments.rollback
+        workers=arguments.workers,
+        layer_timeout=arguments.layer_timeout,
+        rollback=arguments.rollback,
+        available_memory=arguments.available_memory,
     )
     for finding in findings:
         print(finding)
@@ -165,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of the run (default: one a CPU)")
     command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="that of the run")
     command.add_argument("--rollback", choices=("all", "upstream", "none"), default="all", help="that of the run")
+    command.add_argument("--available-memory", metavar="SIZE", help="of the machine it is to run on, such as 64GiB")
     command = _command(commands, "layers", layers, "print which tasks run together")
     command.add_argument("--all", action="store_true", help="print every name")
     command.add_argument(

@@ -381,28 +381,45 @@ class Workflow:
         plan.layers  # noqa: B018  (they cannot be had of a cycle)
 
     def check(
-        self, *, workers: int | None = None, layer_timeout: float | None = None, rollback: Any = "all"
+        self,
+        *,
+        workers: int | None = None,
+        layer_timeout: float | None = None,
+        rollback: Any = "all",
+        available_memory: int | str | None = None,
     ) -> Sequence[Any]:
         """Return what is likely to go wrong, or slower than need be, each with its mend; nothing runs.
 
-        A cycle, with its path; order without data that makes layers more; layers narrower than the workers; tasks
-        without a timeout of their own under ``layer_timeout``; declared memory that cannot be had; tasks with
-        ``effects`` and no ``compensate``, if a rollback may come to them.
+        A cycle, with its path; names that two tasks have; order without data that makes layers more; layers narrower
+        than the workers; tasks without a timeout of their own under ``layer_timeout``; declared memory that cannot be
+        had; tasks with ``effects`` and no ``compensate``, if a rollback may come to them. Order that no layer is lost
+        by is not told of, nor that of a task behind one with ``effects``.
 
         Args:
             workers: how many workers the run would have; None: one for each CPU this process may use.
             layer_timeout: as of the run.
             rollback: as of the run.
+            available_memory: what all tasks that run at once may take together where the workflow is to run, bytes or
+                text such as "64GiB"; None: what there is here.
 
         Returns:
             A `Finding` each; those with ``is_fatal`` would keep a run from starting.
+
+        Raises:
+            ValueError: an argument that a run would refuse, too.
 
         Example:
             >>> wf = Workflow()
             >>> [finding.kind for finding in wf.check()]
             ['empty']
         """
-        return Engine.check(self, {"workers": workers, "layer_timeout": layer_timeout, "rollback": rollback})
+        rules = {
+            "workers": workers,
+            "layer_timeout": layer_timeout,
+            "rollback": rollback,
+            "available_memory": available_memory,
+        }
+        return Engine.check(self, rules)
 
     def plan(self) -> Any:
         """Return the workflow frozen as a `Plan`; made anew only when the workflow has changed."""
