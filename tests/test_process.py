@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
 
 import psutil
@@ -452,3 +453,27 @@ class TestSharing:
 def backend_limit(executor: fp.WorkflowExecutor, slot: int) -> int:
     backend: ProcessBackend = executor._backend
     return backend._slots[slot].words[process.LIMIT]
+
+
+def test_a_closed_executor_holds_no_semaphores_however_long_its_failure_is_kept():
+    """Collected amid the start of another worker, they could not be released: the resource tracker is not reentrant."""
+
+    def fail():
+        raise ValueError("kept")
+
+    wf = fp.Workflow()
+    wf.add(fail)
+    gc.collect()
+    before = n_semaphores()
+    gc.disable()
+    try:
+        with pytest.raises(fp.WorkflowFailed) as caught:  # its frames hold the executor
+            wf.run(workers=2)
+        assert n_semaphores() <= before
+    finally:
+        gc.enable()
+    del caught
+
+
+def n_semaphores() -> int:
+    return sum(isinstance(found, SemLock) for found in gc.get_objects())

@@ -300,6 +300,8 @@ class ProcessBackend:
         for slot in self._slots:
             _shut_down(slot)
             slot.connection = slot.process = slot.executor = slot.job = None
+            # They hold semaphores: collected amid the start of another worker, later, these could not be released.
+            slot.threads.clear()
             slot.outstanding.clear()
         remove_arena(self.arena)
 
