@@ -301,6 +301,7 @@ def test_rollback_of_a_saga_leaves_files_and_rows_as_they_were_but_for_what_it_n
     before = state_of(folder, database)
     wf = fp.Workflow("saga")
     layer: list[fp.TaskHandle] = []
+    everything: list[fp.TaskHandle] = []
     for depth in range(5):
         step = []
         for i in range(8 if depth < 4 else 7):
@@ -311,7 +312,9 @@ def test_rollback_of_a_saga_leaves_files_and_rows_as_they_were_but_for_what_it_n
                 file = fp.task(write_file).options(name=f"file-{depth}-{i}", compensate=Path.unlink, effects=True)
                 step.append(wf.add(file, folder, f"file-{depth}-{i}", *layer[i - 1 : i + 1]))
         layer = step
-    wf.add(fp.task(fail).options(name="publish"), layer)
+        everything += step
+    # Behind all of them: without layers it could fail before some, that nothing waits for, have run.
+    wf.add(fp.task(fail).options(name="publish", after=everything), layer)
     assert len(wf) == 40
     assert len(wf.execution_layers()) == 6
     result = failure_of(wf, workers=3, schedule=schedule).result
