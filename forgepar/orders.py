@@ -15,6 +15,9 @@ from forgepar.graph import longest_remaining
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
 
 
+_READY = -1  # in place of how many tasks one waits for: it was made ready, once
+
+
 class Order(Protocol):
     """Decides which tasks are ready, and in which order they are handed out."""
 
@@ -44,11 +47,11 @@ class Order(Protocol):
         """Note that tasks will not run again, and make ready what waited for them."""
 
     def drop(self, skipped: NDArray[np.bool_], passed: IntArray | None = None) -> list[Effect]:
-        """Leave out tasks that are never to be ready.
+        """Leave out tasks that are never to be ready; it may be called before `begin`.
 
         Args:
             skipped: (n_tasks,) all of them so far.
-            passed: those among them that others need not wait for; by default others are all left out, too.
+            passed: those newly among them that others need not wait for; by default others are all left out, too.
         """
 
     def weigh(self, seconds: NDArray[np.float64]) -> None:
@@ -58,17 +61,53 @@ class Order(Protocol):
         """Go on with a plan that has more tasks behind those of the last one; see `Plan.spliced`."""
 
 
-class Layered:
+class _Returnable:
+    """What both orders do with tasks that were handed out and came back, and with those that are set aside."""
+
+    _plan: Plan
+
+    def __init__(self) -> None:
+        self._back: list[tuple[int, Tasks]] = []
+        self._n_back = 0
+        self._parked: list[tuple[int, Tasks]] = []
+
+    def head(self) -> tuple[int, int] | None:
+        raise NotImplementedError
+
+    def take(self, most: int) -> Tasks:
+        raise NotImplementedError
+
+    def put_back(self, template: int, tasks: Tasks) -> None:
+        self._back.append((template, tasks))
+        self._n_back += len(tasks)
+
+    def park(self) -> None:
+        head = self.head()
+        assert head is not None
+        self._parked.append((head[0], self.take(self._plan.n_tasks)))
+
+    def unpark(self) -> None:
+        while self._parked:
+            self.put_back(*self._parked.pop())
+
+    def _take_back(self, most: int) -> Tasks:
+        template, tasks = self._back.pop()
+        if len(tasks) > most:
+            self._back.append((template, tasks[most:]))
+            tasks = tasks[:most]
+        self._n_back -= len(tasks)
+        return tasks
+
+
+class Layered(_Returnable):
     """Layer by layer, with a barrier between; in the order of the plan within one."""
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__()
         self._read(plan)
         self._layer = -1
         self._at = self._end = 0
         self._n_tasks = self._unsettled = 0
-        self._back: list[tuple[int, Tasks]] = []
-        self._n_back = 0
-        self._parked: list[tuple[int, Tasks]] = []
         self._skipped: NDArray[np.bool_] | None = None
 
     @property
@@ -103,31 +142,13 @@ class Layered:
 
     def take(self, most: int) -> Tasks:
         if self._back:
-            template, tasks = self._back.pop()
-            if len(tasks) > most:
-                self._back.append((template, tasks[most:]))
-                tasks = tasks[:most]
-            self._n_back -= len(tasks)
-            return tasks
+            return self._take_back(most)
         at = self._at
         self._at = min(at + most, self._group_end_at[at])
         if self._at == at + 1:
             task = self._order_at[at]
             return range(task, task + 1)
         return as_tasks(self._order[at : self._at])
-
-    def put_back(self, template: int, tasks: Tasks) -> None:
-        self._back.append((template, tasks))
-        self._n_back += len(tasks)
-
-    def park(self) -> None:
-        head = self.head()
-        assert head is not None
-        self._parked.append((head[0], self.take(len(self._order))))
-
-    def unpark(self) -> None:
-        while self._parked:
-            self.put_back(*self._parked.pop())
 
     def settle(self, tasks: Tasks) -> list[Effect]:
         self._unsettled -= len(tasks)
@@ -163,7 +184,7 @@ class Layered:
             self.put_back(template, group)
 
 
-class Eager:
+class Eager(_Returnable):
     """Each task as soon as what it waits for is done; the longest remaining path first.
 
     List scheduling by the heaviest path to the end, R. L. Graham (1969) with the priorities of T. C. Hu (1961). A step
@@ -173,12 +194,10 @@ class Eager:
     layer: int | None = None
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__()
         self._plan = plan
         self._waits = plan.graph.in_degrees().astype(np.int32)
         self._ready: list[tuple[float, int]] = []
-        self._back: list[tuple[int, Tasks]] = []
-        self._n_back = 0
-        self._parked: list[tuple[int, Tasks]] = []
         self._priority = longest_remaining(plan.graph, np.ones(plan.n_tasks))
 
     def grow(self, plan: Plan) -> None:
@@ -201,31 +220,13 @@ class Eager:
 
     def take(self, most: int) -> Tasks:
         if self._back:
-            template, tasks = self._back.pop()
-            if len(tasks) > most:
-                self._back.append((template, tasks[most:]))
-                tasks = tasks[:most]
-            self._n_back -= len(tasks)
-            return tasks
+            return self._take_back(most)
         ready, template_of = self._ready, self._plan.template_of
         taken = [heapq.heappop(ready)[1]]
         template = template_of[taken[0]]
         while len(taken) < most and ready and template_of[ready[0][1]] == template:
             taken.append(heapq.heappop(ready)[1])
         return as_tasks(np.array(sorted(taken), np.int32))
-
-    def put_back(self, template: int, tasks: Tasks) -> None:
-        self._back.append((template, tasks))
-        self._n_back += len(tasks)
-
-    def park(self) -> None:
-        head = self.head()
-        assert head is not None
-        self._parked.append((head[0], self.take(self._plan.n_tasks)))
-
-    def unpark(self) -> None:
-        while self._parked:
-            self.put_back(*self._parked.pop())
 
     def settle(self, tasks: Tasks) -> list[Effect]:
         graph, waits = self._plan.graph, self._waits
@@ -248,6 +249,7 @@ class Eager:
         heapq.heapify(self._ready)
 
     def _make_ready(self, tasks: NDArray[np.integer]) -> None:
+        self._waits[tasks] = _READY
         for priority, task in zip((-self._priority[tasks]).tolist(), tasks.tolist(), strict=True):
             heapq.heappush(self._ready, (priority, task))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from forgepar.effects import Effect, FellBack, Halted, Retried, Skipped, TaskFailed
 from forgepar.orders import Eager, Layered, Order
-from forgepar.plan import Plan, Tasks, as_index
+from forgepar.plan import IntArray, Plan, Tasks, as_index
 
 
 class Status(enum.IntEnum):
@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     SKIPPED = 4  # something it waits for failed
     CANCELLED = 5  # the run ended before it did
     COMPENSATED = 6  # it was done, and undone when the run failed or was called off
+    CACHED = 7  # an earlier run did it, and its value was kept
 
 
 _RUNNING, _COMPLETED = int(Status.RUNNING), int(Status.COMPLETED)
@@ -126,6 +127,12 @@ class RunState:
         """Whether something failed, or the run was ended before all was done."""
         return self.halted or bool((self.status == Status.FAILED).any())
 
+    def restore(self, tasks: IntArray) -> list[Effect]:
+        """Note that an earlier run did these tasks, none of which is ready yet: before `begin`, or after `grow`."""
+        self.status[tasks] = Status.CACHED
+        self._unsettled -= len(tasks)
+        return self._order.drop(self._left_out(), tasks)
+
     def begin(self) -> list[Effect]:
         """Start the run."""
         return self._order.begin()
@@ -205,7 +212,7 @@ class RunState:
             return []
         self.status[tasks] = Status.SKIPPED
         self._unsettled -= len(tasks)
-        return [Skipped(tasks, gate), *self._order.drop(self.status == Status.SKIPPED, tasks)]
+        return [Skipped(tasks, gate), *self._order.drop(self._left_out(), tasks)]
 
     def grow(self, plan: Plan) -> None:
         """Go on with a plan that has more tasks behind those of the last one; see `Plan.spliced`."""
@@ -271,5 +278,9 @@ class RunState:
             return ()
         self.status[after] = Status.SKIPPED
         self._unsettled -= int(after.sum())
-        skipped = self.status == Status.SKIPPED
-        return (Skipped(np.flatnonzero(after).astype(np.int32), task), *self._order.drop(skipped))
+        return (Skipped(np.flatnonzero(after).astype(np.int32), task), *self._order.drop(self._left_out()))
+
+    def _left_out(self) -> NDArray[np.bool_]:
+        """Return which tasks are never to be ready in this run."""
+        found: NDArray[np.bool_] = (self.status == Status.SKIPPED) | (self.status == Status.CACHED)
+        return found
