@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import cloudpickle
 import numpy as np
 
 from forgepar.backends.output import rules_here
@@ -19,6 +18,7 @@ from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
 from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable
+from forgepar.pickling import dumps_by_value
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
@@ -368,7 +368,7 @@ def _pickle_callable(plan: Plan, number: int) -> bytes:
     fn = plan.callables[number]
     shipped = fn.portable() if isinstance(fn, Task) else fn
     try:
-        data: bytes = cloudpickle.dumps(shipped, protocol=5)
+        return dumps_by_value(shipped)
     except Exception as error:
         of_template = np.array([number in plan.callables_for(template) for template in range(len(plan.templates))])
         name = plan.name(int(np.argmax(of_template[plan.template_of])))
@@ -377,7 +377,6 @@ def _pickle_callable(plan: Plan, number: int) -> bytes:
             "What it closes over must travel: open files, connections and locks inside it.",
             task=name,
         ) from error
-    return data
 
 
 def _check(value: Any, plan: Plan, template: int | None, position: str, task: int = 0) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from forgepar.pickling import dumps_by_value
+
 STDOUT, STDERR, LOG, WARNING, PROGRESS = 1, 2, 3, 4, 5
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 UNKNOWN_TASK = -1  # of what no frame tells
@@ -216,12 +218,9 @@ def _dumps(value: object, instead: object) -> bytes:
         data = pickle.dumps(value, protocol=5)
         if b"__main__" not in data:  # a class of the script: plain pickle would only name it
             return data
-        import cloudpickle
-
-        by_value: bytes = cloudpickle.dumps(value, protocol=5)
+        return dumps_by_value(value)
     except Exception:
         return pickle.dumps(instead, protocol=5)
-    return by_value
 
 
 def _set_filters(filters: Iterable[tuple[Any, ...]]) -> None:

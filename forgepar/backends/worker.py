@@ -30,6 +30,7 @@ from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, ope
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
+from forgepar.pickling import dumps_by_value
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
 from forgepar.values.inplace import use
@@ -468,10 +469,8 @@ def _ordinary(error: BaseException) -> TaskExited:
 
 def _pickled(error: BaseException) -> bytes | None:
     """Pickle an exception if it can be unpickled too: many cannot, and the parent must not be the one to find out."""
-    import cloudpickle
-
     try:
-        data: bytes = cloudpickle.dumps(error, protocol=5)
+        data = dumps_by_value(error)
         loaded = pickle.loads(data)
         str(loaded)  # it will be printed
         return data if type(loaded) is type(error) else None

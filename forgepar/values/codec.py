@@ -13,6 +13,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, TypeAlias
 
+from forgepar.pickling import dumps_by_value
 from forgepar.values.arena import Arena
 from forgepar.values.segment import Segment, segment_bytes
 
@@ -73,10 +74,7 @@ def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes
     keep_out = None if buffers is None else buffers.append
     if is_plain(value):
         return pickle.dumps(value, protocol=5, buffer_callback=keep_out)
-    import cloudpickle  # a worker that returns plain values need not load it
-
-    stream: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=keep_out)
-    return stream
+    return dumps_by_value(value, keep_out)
 
 
 def is_plain(value: Any) -> bool:
