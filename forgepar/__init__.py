@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from forgepar.version import __version__ as __version__
 
 __all__ = [
     "Adjacency",
@@ -23,6 +23,7 @@ __all__ = [
     "CyclicWorkflow",
     "DuplicateTaskName",
     "EmptyWorkflow",
+    "FailedAttempt",
     "Finding",
     "ForeignHandle",
     "ForgeparError",
@@ -41,9 +42,14 @@ __all__ = [
     "RunProgress",
     "RunResult",
     "RunSnapshot",
+    "RunTable",
     "RunTimeout",
     "RunningTask",
     "SkipFallback",
+    "StoreBusy",
+    "StoreError",
+    "StoreUntrusted",
+    "StoreWarning",
     "Subflow",
     "Task",
     "TaskContext",
@@ -89,7 +95,7 @@ __all__ = [
 _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
-    "result": ("BytesUsed", "LayerRow", "RunResult", "TaskRecord"),
+    "result": ("BytesUsed", "RunResult", "TaskRecord"),
     "audit": ("AuditLog",),
     "branching": ("when",),
     "cancellation": ("CancellationToken",),
@@ -100,6 +106,7 @@ _HOME = {
     "snapshot": ("RunSnapshot", "RunningTask"),
     "subflow": ("Subflow",),
     "rollback": ("RollbackReport",),
+    "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
@@ -129,6 +136,10 @@ if TYPE_CHECKING:
         RemoteError,
         ResultReleased,
         RunTimeout,
+        StoreBusy,
+        StoreError,
+        StoreUntrusted,
+        StoreWarning,
         TaskError,
         TaskExited,
         TaskMemoryExceeded,
@@ -148,8 +159,9 @@ if TYPE_CHECKING:
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
-    from forgepar.result import BytesUsed, LayerRow, RunResult, TaskRecord
+    from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
+    from forgepar.runtable import FailedAttempt, LayerRow, RunTable
     from forgepar.snapshot import RunningTask, RunSnapshot
     from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task

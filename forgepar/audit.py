@@ -24,6 +24,7 @@ from forgepar.events import (
     UnknownEvent,
     WorkflowCompleted,
     WorkflowStarted,
+    WorkflowTaskCached,
     WorkflowTaskCompleted,
     WorkflowTaskFailed,
     WorkflowTaskRetried,
@@ -296,6 +297,8 @@ def _take(event: Event, tasks: dict[str, TaskStanding]) -> None:
             tasks[event.task] = tasks[event.task]._replace(status="pending", attempt=event.attempt + again)
         case WorkflowTaskSkipped():
             tasks[event.task] = tasks.get(event.task, TaskStanding("skipped"))._replace(status="skipped")
+        case WorkflowTaskCached():
+            tasks[event.task] = TaskStanding("cached")
         case WorkflowTaskRolledBack(error=None):
             tasks[event.task] = tasks[event.task]._replace(status="compensated")
 

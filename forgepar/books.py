@@ -35,7 +35,8 @@ from forgepar.events import (
     WorkflowWorkerDied,
 )
 from forgepar.journal import Journal
-from forgepar.plan import Plan, Tasks, as_index
+from forgepar.keeping import EARLIER_RUN, Keeper
+from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.result import Ledger
 from forgepar.runstate import Status
 from forgepar.standing import error_text
@@ -63,15 +64,24 @@ class Books:
         sinks: who gets the events; they raise nothing.
         n_slots: how many workers the run has.
         arena: where large values are.
+        keeper: who keeps the run, if anybody does.
     """
 
-    def __init__(self, plan: Plan, run_id: str, sinks: Sequence[Sink], n_slots: int, arena: Arena) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run_id: str,
+        sinks: Sequence[Sink],
+        n_slots: int,
+        arena: Arena,
+        keeper: Keeper | None = None,
+    ) -> None:
         self._arena = arena
         self.ledger = Ledger(plan.n_tasks)
         self.ledger.n_slots = n_slots
         self.ledger.run_id = run_id
         self._plan = plan
-        self._journal = Journal(plan, self.ledger, sinks)
+        self._journal = Journal(plan, self.ledger, sinks, keeper)
         self.events = self._journal.events
         self._notes: list[_Note] = []  # in the order in which the parent learnt of them
         self._begun: dict[int, int] = {}  # by slot, the task that was told to have begun before any reply told of it
@@ -99,6 +109,13 @@ class Books:
         self._arena.reset_peak()
         self.event(WorkflowStarted(self._now(), plan.workflow_name, plan.n_tasks, plan.n_layers))
         self.event(WorkflowDeadlockCheck(self._now(), plan.n_tasks, plan.n_layers))
+
+    def restored(self, tasks: IntArray) -> None:
+        """Note that an earlier run did these tasks."""
+        if len(tasks):
+            self.keep()
+            self._journal.not_run(self._now(), tasks, EARLIER_RUN)
+            self._journal.deliver()
 
     def reply(self, tasks: Tasks, reply: Reply) -> None:
         """Queue what a reply tells of the tasks it is about."""
@@ -161,7 +178,7 @@ class Books:
         self.ledger.wall_seconds = time.perf_counter() - self.ledger.began
         counts = np.bincount(status, minlength=len(Status)).tolist()
         n_completed, n_failed = counts[Status.COMPLETED], counts[Status.FAILED]
-        is_good = n_completed + counts[Status.SKIPPED] == self._plan.n_tasks
+        is_good = n_completed + counts[Status.SKIPPED] + counts[Status.CACHED] == self._plan.n_tasks
         self.event(WorkflowCompleted(self._now(), is_good, n_completed, n_failed))
 
     def _now(self) -> float:
@@ -261,4 +278,4 @@ class Books:
                 if ledger.skipped_for is None:
                     ledger.skipped_for = np.full(self._plan.n_tasks, -1, np.int32)
                 ledger.skipped_for[tasks] = cause
-                self._journal.skipped(at, tasks, cause)
+                self._journal.not_run(at, tasks, cause)

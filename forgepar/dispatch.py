@@ -13,6 +13,7 @@ Holdings     the values
 Console      what tasks print, log and warn of
 Watch        what is done by the clock
 Memory       what is admitted, and what is ended, for the memory it takes
+Keeper       what earlier runs did, and what of this one is kept
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from forgepar.events import (
 from forgepar.faults import raised, worker_died
 from forgepar.flight import Flight
 from forgepar.holdings import Holdings
+from forgepar.keeping import Keeper
 from forgepar.machine import available_memory
 from forgepar.memory import Memory
-from forgepar.plan import Plan, Tasks, as_index
+from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.result import Outputs
 from forgepar.rollback import Rollback
 from forgepar.runstate import RunPolicy, RunState, Status, Wear
@@ -76,6 +78,7 @@ class Dispatcher:
         memory: says what may run at once for the memory that it takes.
         console: shows what tasks print and log.
         cancel: calls the run off.
+        keeper: keeps the run, and has what earlier ones did.
 
     Attributes:
         version: even while this waits and nothing changes, odd while it works; never the same twice.
@@ -96,12 +99,15 @@ class Dispatcher:
         memory: Memory,
         console: Console,
         cancel: CancellationToken | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.plan = plan
         self.run_id = run_id
         self.version = 1
         self.state = RunState(plan, policy)
-        self.books = Books(plan, run_id, sinks, backend.n_slots, backend.arena)
+        self.books = Books(plan, run_id, sinks, backend.n_slots, backend.arena, keeper)
+        self.books.ledger.schedule = policy.schedule
+        self._keeper = keeper
         self._active: RunState | Rollback = self.state
         self.rollback: Rollback | None = None
         self._handled: dict[int, Exception] = {}
@@ -142,6 +148,8 @@ class Dispatcher:
         self._watch.begin(self.books.ledger.began)
         if self._cancel is not None and self._cancel.ends_at is not None:
             self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
+        if self._keeper is not None:
+            self._restore(self._keeper, self._keeper.begin(self.books.ledger, self.backend.arena))
         self._note(self.state.begin())
         for joined in self.backend.joined():
             self.pids[joined.slot] = joined.pid
@@ -172,6 +180,8 @@ class Dispatcher:
             if self._holdings.has_coded:
                 self._tell_what_to_drop()
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
+            if self._keeper is not None:
+                self._keeper.beat(time.perf_counter())
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
             if self._active.finished and not any(self.flights):
                 break
@@ -195,6 +205,30 @@ class Dispatcher:
         self._loop()
         report = rollback.report()
         books.event(WorkflowRolledBack(time.time(), len(report.compensated), len(report.failed), report.n_without))
+
+    def _restore(self, keeper: Keeper, tasks: IntArray) -> None:
+        """Have tasks done that earlier runs did; what their values decide is decided now."""
+        if not len(tasks):
+            return
+        self.books.restored(tasks)
+        self._holdings.restore(tasks, self.plan)
+        self._note(self.state.restore(tasks))
+        for gate in sorted(self.plan.branchings.keys() & set(tasks.tolist()), key=self.plan.layers.__getitem__):
+            self._holdings.unloaded.add(gate)
+            self._holdings.load_one(gate, keeper.load)
+            self._decide(range(gate, gate + 1))
+
+    def _keep(self, keeper: Keeper, tasks: Tasks, template: int, reply: Reply) -> None:
+        """Let what tasks returned be kept: not what stands in for a value, nor that of a task which became others."""
+        if template in self.plan.stand_ins.base_of:
+            return
+        if not reply.subflows:
+            keeper.values(tasks, reply.values)
+            return
+        others = {place for place, _ in reply.subflows}
+        for place, task in enumerate(map(int, tasks)):
+            if place not in others:
+                keeper.values(range(task, task + 1), [reply.values[place]])
 
     # Handing out
 
@@ -235,6 +269,8 @@ class Dispatcher:
             tasks = self._active.take(size)
             is_short = self.durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
             number = self._next_batch()
+            if self._holdings.unloaded and self._keeper is not None:
+                self._holdings.load(tasks, self._keeper.load)
             batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
             self.flights[slot].append(Flight(number, template, tasks, is_short))
             self.backend.send(slot, batch)
@@ -306,6 +342,8 @@ class Dispatcher:
             next_look = min(next_look, self._memory.guard.look_at)
         if not self._watch.is_idle:
             next_look = min(next_look, self._watch.next_look())
+        if self._keeper is not None:
+            next_look = min(next_look, self._keeper.look_at)
         if next_look == math.inf:
             return patience
         left = max(0.0, next_look - time.perf_counter())
@@ -343,6 +381,8 @@ class Dispatcher:
         else:
             self.books.reply(tasks, reply)
             if n_good:
+                if self._keeper is not None:
+                    self._keep(self._keeper, tasks[:n_good], flight.template, reply)
                 self._holdings.put(slot, tasks[:n_good], values)
                 if reply.subflows:
                     self._complete_subflows(tasks[:n_good], flight.template, reply)
@@ -397,6 +437,8 @@ class Dispatcher:
         self._watch.grow(plan)
         self.durations.grow(len(plan.callables))
         self.console.grow(plan)
+        if self._keeper is not None:
+            self._restore(self._keeper, self._keeper.grow(plan))
         self.backend.open(max(end - begin for begin, end in pairwise(plan.layer_start)))
 
     def _decide(self, tasks: Tasks) -> None:
@@ -613,7 +655,7 @@ class Dispatcher:
 
     def outputs(self) -> Outputs:
         """Return the values that the result keeps, and free all others."""
-        return self._holdings.outputs(self.state.status)
+        return self._holdings.outputs(self.state.status, self._keeper.load if self._keeper is not None else None)
 
 
 def _is_soon_free(flights: deque[Flight]) -> bool:

@@ -21,11 +21,16 @@
     │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
     ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
     ├── WorkerStartFailed               workers end before they serve
+    ├── StoreError                      a run store cannot be used as it is; .path
+    │   ├── StoreBusy                   another program holds it, or another run works on the same workflow
+    │   └── StoreUntrusted              others may write to it, so that its values may be anybody's code
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
     ├── NotInTask (RuntimeError)        `context` was called where no task runs
     ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
     ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
     └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
+
+    StoreWarning (UserWarning)          what a run store could not do, while the run goes on all the same
 
 A task's own exception is none of these: it reaches the caller as it was raised, inside `WorkflowFailed`.
 Each constructor takes the message first and its data as keywords with defaults, so all of them survive pickling.
@@ -44,6 +49,30 @@ class ForgeparError(Exception):
 
 class ArenaFull(ForgeparError, OSError):
     """A large value finds room neither in shared memory nor in the temporary folder."""
+
+
+class StoreError(ForgeparError):
+    """A run store cannot be opened, read or written.
+
+    Attributes:
+        path: the store's file.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class StoreBusy(StoreError):
+    """Another program holds the store's lock, or another run works on the same workflow in it."""
+
+
+class StoreUntrusted(StoreError):
+    """Others than its owner may write to a store: its values are pickles, which run code when they are read."""
+
+
+class StoreWarning(UserWarning):
+    """A run store did not keep something, or lost it; the run goes on, and what is lost is computed again."""
 
 
 class WorkflowError(ForgeparError, ValueError):

@@ -108,6 +108,13 @@ class WorkflowTaskSkipped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowTaskCached(Event):
+    """A task will not run, as an earlier run did it and its value was kept in the run store."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowTaskFailed(Event):
     """A task failed for good."""
 

@@ -128,6 +128,10 @@ class Adjacency:
         """Return where each edge begins: (n_edges,), beside ``indices``."""
         return np.repeat(np.arange(self.n_nodes, dtype=self.indptr.dtype), self.out_degrees())
 
+    def edges(self) -> tuple[IndexArray, IndexArray]:
+        """Return all edges: where they begin, (n_edges,), and where they end, (n_edges,)."""
+        return self.sources(), self.indices
+
     def reversed(self) -> Adjacency:
         """Return the graph with every edge turned round: its rows are the predecessors. Cost: as `from_edges`."""
         return Adjacency.from_edges(self.n_nodes, self.indices, self.sources())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,16 +29,37 @@ class Holdings:
     Attributes:
         values: every task's value so far.
         has_coded: whether any was more than a scalar: until then there is nothing to free.
+        unloaded: the tasks that an earlier run did, and whose value is needed but not here yet.
     """
 
     def __init__(self, plan: Plan, policy: RunPolicy, shipment: Shipment, arena: Arena) -> None:
         self.values: list[Wire] = [None] * plan.n_tasks
         self.has_coded = False
+        self.unloaded: set[int] = set()
         self._shipment = shipment
         self._arena = arena
-        self._kept = _kept(plan, policy)
+        self._kept = kept_tasks(plan, policy)
         self._held = self._kept if policy.rollback == "none" else self._kept | _undoable(plan)
         self._takers = np.bincount(plan.references, minlength=plan.n_tasks)
+
+    def restore(self, tasks: IntArray, plan: Plan) -> None:
+        """Note that an earlier run did these tasks: they take no values, and theirs are loaded when they are needed."""
+        done = np.zeros(plan.n_tasks, np.bool_)
+        done[tasks] = True
+        takes_nothing = np.repeat(done, np.diff(plan.reference_start))
+        self._takers -= np.bincount(plan.references[takes_nothing], minlength=plan.n_tasks)
+        self.unloaded.update(tasks[(self._takers[tasks] > 0) | self._kept[tasks]].tolist())
+
+    def load(self, tasks: Tasks, load: Callable[[int], Wire]) -> None:
+        """Load what some tasks take and earlier runs made."""
+        for task in self.unloaded.intersection(self._shipment.references(tasks).tolist()):
+            self.load_one(task, load)
+
+    def load_one(self, task: int, load: Callable[[int], Wire]) -> None:
+        """Load the value of one task that an earlier run did."""
+        self.unloaded.remove(task)
+        self.values[task] = value = load(task)
+        self.has_coded |= type(value) is tuple
 
     def put(self, slot: int, tasks: Tasks, values: list[Wire]) -> None:
         """Take in what tasks returned on a slot, and free what only they were still to take."""
@@ -84,9 +107,12 @@ class Holdings:
             named = (names_of(value) for value in self.values if is_segment(value))
             self._arena.free_strays(pid, frozenset(name for names in named for name in names))
 
-    def outputs(self, status: NDArray[np.int8]) -> Outputs:
+    def outputs(self, status: NDArray[np.int8], load: Callable[[int], Wire] | None = None) -> Outputs:
         """Return the values that the result keeps, and free all others."""
-        has_value = (status == Status.COMPLETED) | (status == Status.COMPENSATED)
+        if load is not None:
+            for task in [task for task in self.unloaded if self._kept[task] and status[task] == Status.CACHED]:
+                self.load_one(task, load)
+        has_value = (status == Status.COMPLETED) | (status == Status.COMPENSATED) | (status == Status.CACHED)
         outputs = Outputs(self.values, self._kept & has_value, self._arena)
         if self.has_coded:
             for value in filter(is_segment, self.values):
@@ -120,7 +146,8 @@ def _undoable(plan: Plan) -> NDArray[np.bool_]:
     return found
 
 
-def _kept(plan: Plan, policy: RunPolicy) -> NDArray[np.bool_]:
+def kept_tasks(plan: Plan, policy: RunPolicy) -> NDArray[np.bool_]:
+    """Return the tasks whose value the result is to have: (n_tasks,)."""
     kept = np.full(plan.n_tasks, policy.outputs == "all")
     if policy.outputs == "leaves":
         kept[plan.leaves] = True

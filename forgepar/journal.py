@@ -1,7 +1,8 @@
 """The events of a run in memory: those of tasks are made when somebody looks, so that a task costs next to nothing.
 
-    Books ──> Journal.completed, skipped, tell ──> EventLog ──> RunResult.events
-                                                      └───────> sinks, where there are any
+    Books ──> Journal.completed, not_run, tell ──> EventLog ──> RunResult.events
+                                                      ├───────> sinks, where there are any
+                                                      └───────> the keeper, which gets entries instead
 
 An entry is an event, or the tasks of one reply, whose times, worker and size are in the ledger's columns already: a
 task completes once, so that what these say of it is final.
@@ -13,20 +14,19 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias, overload
+from typing import overload
 
-from forgepar.events import Event, Sink, WorkflowTaskCompleted, WorkflowTaskSkipped, WorkflowTaskStarted
+from forgepar.events import (
+    Event,
+    Sink,
+    WorkflowTaskCached,
+    WorkflowTaskCompleted,
+    WorkflowTaskSkipped,
+    WorkflowTaskStarted,
+)
+from forgepar.keeping import EARLIER_RUN, Entry, Keeper, NotRun
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.result import Ledger
-
-
-class _Skips(NamedTuple):
-    at: float
-    tasks: IntArray
-    cause: int
-
-
-_Entry: TypeAlias = Event | Tasks | _Skips
 
 
 class EventLog(Sequence[Event]):
@@ -48,7 +48,7 @@ class EventLog(Sequence[Event]):
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._ends = array("q")  # the number behind the last event of each entry
         self._n_events = 0
 
@@ -56,11 +56,21 @@ class EventLog(Sequence[Event]):
         """Know the names of more tasks; those there were keep theirs."""
         self._plan = plan
 
-    def add(self, entry: _Entry, n_events: int) -> None:
+    def add(self, entry: Entry, n_events: int) -> None:
         """Note an entry that stands for so many events."""
         self._entries.append(entry)
         self._n_events += n_events
         self._ends.append(self._n_events)
+
+    @property
+    def n_entries(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def entries(self, first: int) -> list[tuple[int, Entry]]:
+        """Return the entries from one on, each with the number of its first event."""
+        begins = [self._ends[first - 1] if first else 0, *self._ends[first:]]
+        return list(zip(begins, self._entries[first:], strict=False))
 
     def __len__(self) -> int:
         return self._n_events
@@ -90,12 +100,12 @@ class EventLog(Sequence[Event]):
             yield from self._made(self._entries[place], begin, first, behind)
             first, place = behind, place + 1
 
-    def _made(self, entry: _Entry, begin: int, first: int, end: int) -> Sequence[Event]:
+    def _made(self, entry: Entry, begin: int, first: int, end: int) -> Sequence[Event]:
         """Make the events of the numbers ``first`` to ``end`` of an entry whose own begin at ``begin``."""
         if isinstance(entry, Event):
             return (entry,)
-        if isinstance(entry, _Skips):
-            return self._of_skipped(entry._replace(tasks=entry.tasks[first - begin : end - begin]), first)
+        if isinstance(entry, NotRun):
+            return self._of_not_run(entry._replace(tasks=entry.tasks[first - begin : end - begin]), first)
         place = (first - begin) // 2
         events = self.of_completed(entry[place : (end - begin + 1) // 2], begin + 2 * place)
         skipped = first - begin - 2 * place
@@ -122,13 +132,13 @@ class EventLog(Sequence[Event]):
             seq += 2
         return events
 
-    def _of_skipped(self, skips: _Skips, seq: int) -> list[Event]:
-        name, run_id = self._plan.name, self._ledger.run_id
-        waited_for = name(skips.cause)
-        return [
-            WorkflowTaskSkipped(skips.at, name(task), waited_for, seq=number, run_id=run_id)
-            for number, task in enumerate(skips.tasks.tolist(), seq)
-        ]
+    def _of_not_run(self, entry: NotRun, seq: int) -> list[Event]:
+        name, run_id, at = self._plan.name, self._ledger.run_id, entry.at
+        numbered = enumerate(entry.tasks.tolist(), seq)
+        if entry.cause == EARLIER_RUN:
+            return [WorkflowTaskCached(at, name(task), seq=number, run_id=run_id) for number, task in numbered]
+        waited_for = name(entry.cause)
+        return [WorkflowTaskSkipped(at, name(task), waited_for, seq=number, run_id=run_id) for number, task in numbered]
 
 
 class Journal:
@@ -138,16 +148,18 @@ class Journal:
         plan: the workflow.
         ledger: the run's columns, to be filled before `completed` is called.
         sinks: who listens; they raise nothing.
+        keeper: who keeps the run, if anybody does.
 
     Attributes:
         events: what was noted.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, sinks: Sequence[Sink]) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, sinks: Sequence[Sink], keeper: Keeper | None = None) -> None:
         self.events = EventLog(plan, ledger)
         self._sinks = sinks
+        self._keeper = keeper
         self._run_id = ledger.run_id
-        self._n_delivered = 0
+        self._n_delivered = self._n_kept = 0
 
     def tell(self, event: Event) -> None:
         """Note an event, which gets its number and the run's id."""
@@ -170,12 +182,15 @@ class Journal:
         """Note that a task completed which was told to have begun."""
         self.tell(self.events.of_completed(range(task, task + 1), 0)[1])
 
-    def skipped(self, at: float, tasks: IntArray, cause: int) -> None:
-        """Note that tasks will not run, as one failed."""
-        self.events.add(_Skips(at, tasks, cause), len(tasks))
+    def not_run(self, at: float, tasks: IntArray, cause: int) -> None:
+        """Note that tasks will not run, for the sake of another one or because an earlier run did them."""
+        self.events.add(NotRun(at, tasks, cause), len(tasks))
 
     def deliver(self) -> None:
         """Give the sinks what was noted since the last time; where there are none, nothing is made for them."""
+        if self._keeper is not None and self._n_kept < self.events.n_entries:
+            self._keeper.take(self.events.entries(self._n_kept))
+            self._n_kept = self.events.n_entries
         if self._sinks and self._n_delivered < len(self.events):
             events = self.events[self._n_delivered :]
             self._n_delivered = len(self.events)

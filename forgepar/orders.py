@@ -14,7 +14,6 @@ from forgepar.effects import Effect, LayerCompleted, LayerStarted
 from forgepar.graph import longest_remaining
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
 
-
 _READY = -1  # in place of how many tasks one waits for: it was made ready, once
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -11,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.errors import MissingResult, ResultReleased
-from forgepar.events import Event
+from forgepar.events import Event, WorkflowTaskFailed, WorkflowTaskRetried, WorkflowToolFallback
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_text
 from forgepar.plan import Plan
 from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
+from forgepar.runtable import FailedAttempt, LayerRow, RunTable
 from forgepar.standing import Standing, TaskStanding, error_text
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
@@ -31,7 +34,8 @@ class TaskRecord:
     Attributes:
         name: the task's name.
         layer: its layer.
-        status: "completed", "failed", "skipped", "cancelled", or "compensated" (it was done, and undone).
+        status: "completed", "failed", "skipped", "cancelled", "compensated" (it was done, and undone), or "cached" (an
+            earlier run did it, and its value was kept).
         start: when its last attempt began, seconds since the run did; nan if it never ran.
         duration: how long that took on the worker, seconds; nan if it never ran.
         worker: the slot it ran on, -1 if it never ran.
@@ -54,27 +58,6 @@ class TaskRecord:
     error: Exception | None
     skipped_for: str | None = None
     fallback: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One layer of a run.
-
-    Attributes:
-        layer: which.
-        n_tasks: how many tasks ran in it.
-        wall_seconds: from the start of its first task to the end of its last.
-        longest_seconds: duration of its longest task.
-        longest_task: that task's name.
-        work_seconds: sum of its tasks' durations.
-    """
-
-    layer: int
-    n_tasks: int
-    wall_seconds: float
-    longest_seconds: float
-    longest_task: str
-    work_seconds: float
 
 
 class BytesUsed(NamedTuple):
@@ -129,6 +112,7 @@ class Ledger:
         self.began_at = 0.0
         self.wall_seconds = 0.0
         self.n_slots = 0
+        self.schedule = "layers"
         self.cpu_seconds = 0.0
         self.peak_rss = 0
 
@@ -225,9 +209,10 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """Whether every task completed, but for those that were left out because a branch or a fallback said so."""
+        """Whether every task is done, but for those that were left out because a branch or a fallback said so."""
         status = self._status
-        return bool(((status == Status.COMPLETED) | (status == Status.SKIPPED)).all())
+        good = (status == Status.COMPLETED) | (status == Status.SKIPPED) | (status == Status.CACHED)
+        return bool(good.all())
 
     @property
     def status(self) -> Literal["completed", "failed", "cancelled"]:
@@ -303,7 +288,8 @@ class RunResult:
             True
         """
         plan, ledger = self._plan, self._ledger
-        told = np.flatnonzero((ledger.worker >= 0) | (self._status == Status.SKIPPED)).tolist()
+        not_run = (self._status == Status.SKIPPED) | (self._status == Status.CACHED)
+        told = np.flatnonzero((ledger.worker >= 0) | not_run).tolist()
         return Standing(
             self.run_id,
             plan.workflow_name,
@@ -315,7 +301,74 @@ class RunResult:
 
     def layer_table(self) -> list[LayerRow]:
         """Return a row a layer in which a task ran: its wall time beside its longest task."""
-        return [row for row in map(self._layer_row, range(self._plan.n_layers)) if row is not None]
+        return self.table().layer_table()
+
+    def table(self) -> RunTable:
+        """Return what is known of the run and its tasks as columns, the same as a run store gives of it.
+
+        Example:
+            >>> from forgepar import Workflow
+            >>> wf = Workflow()
+            >>> _ = wf.map(abs, range(3))
+            >>> table = wf.run(backend="inline").table()
+            >>> len(table), table.layer.tolist(), table.status_counts()
+            (3, [0, 0, 0], {'completed': 3})
+        """
+        plan, ledger = self._plan, self._ledger
+        ran = ledger.worker >= 0
+        attempt = ran.astype(np.int32)
+        attempt[list(ledger.attempts)] = list(ledger.attempts.values())
+        numbers: dict[str, int] = {}
+        called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
+        sources, targets = plan.graph.edges()
+        return RunTable(
+            run_id=self.run_id,
+            workflow=plan.workflow_name,
+            status=self.status,
+            schedule=ledger.schedule,
+            n_workers=ledger.n_slots,
+            began_at=ledger.began_at,
+            wall_seconds=self.wall_seconds,
+            cpu_seconds=self.cpu_seconds,
+            peak_rss=self.peak_rss,
+            names=_Names(plan),
+            callables=list(numbers),
+            callable_of=np.array(called, np.int32)[plan.template_of],
+            layer=plan.layers,
+            status_of=self._status,
+            start=ledger.start - ledger.began,
+            seconds=ledger.duration,
+            worker=ledger.worker.astype(np.int32),
+            attempt=attempt * ran,
+            bytes=ledger.bytes,
+            sources=sources,
+            targets=targets,
+            failures=self._failures(),
+            errors={task: error_text(error) for task, error in ledger.errors.items()},
+        )
+
+    def _failures(self) -> list[FailedAttempt]:
+        """Return every attempt that failed; when those began that were tried again is known by their event."""
+        plan, ledger = self._plan, self._ledger
+        found: list[FailedAttempt] = []
+        for event in self.events:
+            match event:
+                case WorkflowTaskRetried():
+                    attempt, error = event.attempt - 1, None
+                case WorkflowToolFallback():
+                    attempt, error = event.attempt, None
+                case WorkflowTaskFailed():
+                    attempt, error = event.attempt, self.errors.get(event.task)
+                case _:
+                    continue
+            task = plan.find(event.task)
+            start, seconds, worker = math.nan, math.nan, -1
+            if error is not None:
+                start, seconds = float(ledger.start[task] - ledger.began), float(ledger.duration[task])
+                worker = int(ledger.worker[task])
+            trace = "" if error is None else "".join(traceback.format_exception(error))
+            found.append(FailedAttempt(task, attempt, start, seconds, worker, event.error, trace))
+        return found
 
     def durations(self) -> dict[str, dict[str, float]]:
         """Return how long tasks took, in seconds: by task name, and the mean by the name of their callable.
@@ -365,7 +418,7 @@ class RunResult:
         if index in self._values:
             return self._values[index]
         name, status = self._plan.name(index), Status(int(self._status[index]))
-        if status in (Status.COMPLETED, Status.COMPENSATED):
+        if status in (Status.COMPLETED, Status.COMPENSATED, Status.CACHED):
             raise ResultReleased(
                 f"the value of task {name!r} was released after its last consumer was done. "
                 f"Keep it with run(outputs=[{name!r}]) or run(outputs='all')."
@@ -376,7 +429,7 @@ class RunResult:
         if failed is not None:
             what = "failed" if cause else "was left out"
             why = f", as it waited for {self._plan.name(failed)!r}, which {what}{why}"
-            if self._status[failed] == Status.COMPLETED:
+            if self._status[failed] in (Status.COMPLETED, Status.CACHED):
                 why = f", as {self._plan.name(failed)!r} decided for the other branch"
         raise MissingResult(f"task {name!r} has no value: it is {status.name.lower()}{why}.")
 
@@ -405,22 +458,23 @@ class RunResult:
         error = None if record.error is None else error_text(record.error)
         return TaskStanding(record.status, record.attempt, record.worker, error)
 
-    def _layer_row(self, layer: int) -> LayerRow | None:
-        plan, ledger = self._plan, self._ledger
-        tasks = plan.order[plan.layer_start[layer] : plan.layer_start[layer + 1]]
-        tasks = tasks[~np.isnan(ledger.duration[tasks])]
-        if not len(tasks):
-            return None
-        start, duration = ledger.start[tasks], ledger.duration[tasks]
-        longest = int(np.argmax(duration))
-        return LayerRow(
-            layer,
-            len(tasks),
-            float((start + duration).max() - start.min()),
-            float(duration[longest]),
-            plan.name(int(tasks[longest])),
-            float(duration.sum()),
-        )
+
+class _Names(Sequence[str]):
+    """Names of a plan's tasks, each made when it is looked at."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return self._plan.n_tasks
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(len(self))[index]
+        return self._plan.name(numbers) if isinstance(numbers, int) else [self._plan.name(task) for task in numbers]
 
 
 class _Records(Sequence[TaskRecord]):

@@ -18,6 +18,7 @@ from forgepar.events import (
     WorkflowCompleted,
     WorkflowDeadlockTimeout,
     WorkflowMemoryLow,
+    WorkflowTaskCached,
     WorkflowTaskCompleted,
     WorkflowTaskFailed,
     WorkflowTaskMemoryExceeded,
@@ -44,6 +45,7 @@ _LEVELS: dict[type[Event], int] = {
     WorkflowTaskStarted: logging.DEBUG,
     WorkflowTaskCompleted: logging.DEBUG,
     WorkflowTaskSkipped: logging.DEBUG,
+    WorkflowTaskCached: logging.DEBUG,
 }
 _IN_EVERY_RECORD = ("at", "seq", "run_id")
 
@@ -115,7 +117,7 @@ class _Shielded:
             method(*arguments)
         except Exception as error:
             self._is_dropped = True
-            _report(
+            report(
                 f"the audit sink {self._sink!r} raised {type(error).__name__}: {error}. "
                 "It gets nothing more of this run, which goes on."
             )
@@ -176,8 +178,9 @@ def _text(event: Event) -> str:
     return " ".join([type(event).__name__, *(f"{name}={getattr(event, name)!r}" for name in names)])
 
 
-def _report(text: str) -> None:
+def report(text: str, category: type[Warning] = RuntimeWarning, logger: str = "forgepar.audit") -> None:
+    """Warn of what does not end a run, even where warnings are errors: it is logged then."""
     try:
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # warnings are errors here, but who listens does not end a run
-        logging.getLogger("forgepar.audit").error(text)
+        warnings.warn(text, category, stacklevel=3)
+    except category:
+        logging.getLogger(logger).error(text)

@@ -11,8 +11,8 @@ class TaskStanding(NamedTuple):
     """Where a task stands.
 
     Attributes:
-        status: "running", "pending" (it waits to be tried again), "completed", "failed", "skipped",
-            "cancelled" or "compensated".
+        status: "running", "pending" (it waits to be tried again), "completed", "failed", "skipped", "cached" (an
+            earlier run did it), "cancelled" or "compensated".
         attempt: which attempt was the last, or is the next; 0 if there is none.
         worker: the slot that it ran on, -1 for none.
         error: what it failed with, None if it did not.

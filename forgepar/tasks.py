@@ -75,6 +75,10 @@ class Options:
         fallback: what to do when the task failed for good: a value to have instead; a function of the error, or of the
             error and the task's arguments, whose value to have instead; or a `RetryFallback`, `SkipFallback`,
             `ChainFallback`.
+        cache: whether a run store keeps the task's value, so that a resumed run need not run it; without, the task and
+            all that follows it run each time.
+        version: number or text that stands for what its code does not tell: a change of it has the task run again, and
+            what of its code cannot be compared (a global lock, an open file) is left to it.
     """
 
     name: str | None = None
@@ -87,10 +91,16 @@ class Options:
     effects: bool = False
     compensate: Callable[..., Any] | None = None
     fallback: Any = MISSING
+    cache: bool = True
+    version: int | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
             raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
+        if not isinstance(self.cache, bool):
+            raise WorkflowError(f"cache={self.cache!r} is neither True nor False. Give one of them.")
+        if self.version is not None and not isinstance(self.version, (int, str)):
+            raise WorkflowError(f"version={self.version!r} is no version. Give a number or text, or None.")
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise WorkflowError(f"name={self.name!r} cannot name a task. Give a string that is not empty.")
         self._check_retrying()
@@ -161,7 +171,7 @@ class Task(Generic[P, R]):
 
         Args:
             **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-                ``memory``, ``effects``, ``compensate``, ``fallback``.
+                ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -197,7 +207,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     Args:
         fn: any callable; left out in ``@task(...)``.
         **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-            ``memory``, ``effects``, ``compensate``, ``fallback``.
+            ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``.
 
     Returns:
         A `Task`, or a decorator that makes one.

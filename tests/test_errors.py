@@ -25,6 +25,10 @@ from forgepar.errors import (
     RemoteError,
     ResultReleased,
     RunTimeout,
+    StoreBusy,
+    StoreError,
+    StoreUntrusted,
+    StoreWarning,
     TaskError,
     TaskExited,
     TaskMemoryExceeded,
@@ -70,6 +74,10 @@ SAMPLES = [
     RunTimeout("text", seconds=1.5, running=["a", "b"], stacks={"a": "line"}),
     WorkerDied("text", exit_code=-9, pid=7),
     WorkerStartFailed("text"),
+    StoreError("text", path="runs.db"),
+    StoreBusy("text", path="runs.db"),
+    StoreUntrusted("text", path="runs.db"),
+    StoreWarning("text"),
     ResultReleased("text"),
     MissingResult("text"),
 ]
@@ -101,7 +109,7 @@ def test_parents_are_as_drawn(name):
     above, builtin = drawn_tree()[name]
     kind = CLASSES[name]
     bases = {base.__name__ for base in kind.__bases__}
-    assert bases == ({"Exception"} if above is None else {above, builtin} - {None})
+    assert bases == ({builtin or "Exception"} if above is None else {above, builtin} - {None})
     assert builtin is None or issubclass(kind, getattr(builtins, builtin))
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from forgepar.machine import available_memory
+from forgepar.machine import start_time as _start_time
 from forgepar.values.arena import IDLE, METER, Arena, Place
 from forgepar.values.meter import Meter
 
@@ -20,7 +21,6 @@ _PREFIX = "forgepar"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of our own, mode 0700, is made in it)
 _LEAST_MEMORY = 16 << 20  # bytes; where shared memory has less free, it is not worth using
 _FREE_SHARE = 0.9  # of what is free in shared memory: others use it as well
-_PROCESSES = Path("/proc")
 
 
 def open_arena(n_workers: int = 0, budget: int | None = None) -> Arena:
@@ -90,20 +90,3 @@ def _sweep(root: Path) -> None:
 
 def _is_mine(entry: os.DirEntry[str]) -> bool:
     return entry.stat(follow_symlinks=False).st_uid == os.getuid()
-
-
-def _start_time(pid: int) -> str:
-    """Tell when a process started, in a unit that setting the clock does not change; empty if it does not run."""
-    if (_PROCESSES / "self" / "stat").exists():
-        try:
-            fields = (_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-        return "" if fields[0] in "ZX" else fields[19]  # clock ticks from the boot to the start
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else str(round(process.create_time() * 1000))
-    except psutil.NoSuchProcess:
-        return ""

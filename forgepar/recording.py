@@ -1,0 +1,475 @@
+"""Keeps a run in a store as it goes: the keeper of a run, between its loop and an SQLite file.
+
+    values  ──> pending, mapped ──> FileWriter (large ones)
+    take    ──> entries ──┐
+                          └──> rows ──> one transaction, each fifth of a second ──> synced at the ends of layers
+
+Nothing is done a task that can be done a batch, and nothing while workers wait. A transaction that fails is tried
+again: what it has stays in memory until it is in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import socket
+import sqlite3
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from forgepar.audit import line_of
+from forgepar.errors import StoreWarning
+from forgepar.events import (
+    Event,
+    WorkflowTaskCompleted,
+    WorkflowTaskFailed,
+    WorkflowTaskParallelCompleted,
+    WorkflowTaskRetried,
+    WorkflowTaskRolledBack,
+    WorkflowToolFallback,
+)
+from forgepar.fingerprint import Fingerprints, followers
+from forgepar.holdings import kept_tasks
+from forgepar.keeping import EARLIER_RUN, Entry, NotRun
+from forgepar.machine import start_time
+from forgepar.plan import IntArray, Plan, Tasks, as_index
+from forgepar.priors import BLOB, FILE, SCALAR, Priors, Resume, checksum_of, payload_of_file
+from forgepar.result import Ledger
+from forgepar.runlock import RunLock
+from forgepar.runstate import RunPolicy, Status
+from forgepar.sinks import report
+from forgepar.storefile import PATIENCE_SECONDS, as_store_error, files_of, open_to_write, python_version, telling
+from forgepar.valuefiles import FileWriter, ValueFiles
+from forgepar.values.arena import Arena
+from forgepar.values.codec import Wire
+from forgepar.version import __version__
+
+_FLUSH_SECONDS = 0.2  # between two transactions, at least; a kill loses what was done in so long
+_SYNC_SECONDS = 1.0  # between two that are synced, at most: a power cut loses what was done in so long
+_MOST_SHARE = 20  # a transaction takes at most a twentieth of the time
+_RETRY_SECONDS = 1.0  # until one that failed is tried again
+_BUSY_SECONDS = 0.05  # how long a transaction waits for another program, while a run goes
+_LEAST_ALIKE = 3  # names told of tasks that have one reason not to be kept
+
+_TASK = "INSERT OR REPLACE INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_CALLABLE = "INSERT OR REPLACE INTO callables VALUES (?,?,?)"
+_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?,?,?)"
+_EVENT = "INSERT OR REPLACE INTO events VALUES (?,?,?)"
+_VALUE = 'INSERT OR REPLACE INTO "values" VALUES (?,?,?,?,?)'
+_UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
+_FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
+_RUN = (
+    "INSERT INTO runs(run_id, workflow, status, began, n_tasks, n_layers, workers, schedule, resumed, host, pid, "
+    "pid_started, python, forgepar, edges) VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?)"
+)
+_GROWN = "UPDATE runs SET n_tasks = ?, n_layers = ?, edges = ? WHERE id = ?"
+_ENDED = "UPDATE runs SET status = ?, ended = ?, wall_seconds = ?, cpu_seconds = ?, peak_rss = ? WHERE id = ?"
+
+
+@dataclass
+class _Rows:
+    """What the next transaction writes."""
+
+    callables: list[tuple[Any, ...]] = field(default_factory=list)
+    tasks: list[tuple[Any, ...]] = field(default_factory=list)
+    attempts: list[tuple[Any, ...]] = field(default_factory=list)
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    values: list[tuple[Any, ...]] = field(default_factory=list)
+    undone: list[tuple[Any, ...]] = field(default_factory=list)
+    forgotten: list[tuple[Any, ...]] = field(default_factory=list)
+    grown: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def statements(self) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+        """Yield what to execute, in order."""
+        self.values.sort()  # neighbours in the file are written one after the other
+        yield _CALLABLE, self.callables
+        yield _TASK, self.tasks
+        yield _ATTEMPT, self.attempts
+        yield _EVENT, self.events
+        yield _VALUE, self.values
+        yield _UNDONE, self.undone
+        yield _FORGET, self.forgotten
+        yield _GROWN, self.grown
+
+
+class Recording:
+    """Keeps one run, as `forgepar.keeping.Keeper` says.
+
+    Args:
+        path: the store's file.
+        plan: the workflow.
+        policy: the run's rules.
+        resume: how to take up what earlier runs did; None: not at all.
+
+    Attributes:
+        look_at: when to call `beat` at the latest.
+
+    Raises:
+        StoreError: the store cannot be used.
+        UnknownTask: tasks to run again that are not there.
+    """
+
+    def __init__(self, path: Path, plan: Plan, policy: RunPolicy, resume: Resume | None) -> None:
+        self.look_at = math.inf
+        self._path = path
+        self._plan = plan
+        self._policy = policy
+        self._resume = resume
+        self._fingerprints = Fingerprints(plan, policy.seed)
+        forced = None if resume is None else resume.forced(plan)
+        self._connection = open_to_write(path)
+        self._files = ValueFiles(files_of(path))
+        self._writer = FileWriter(self._files)
+        self._lock = RunLock(files_of(path), plan.workflow_name, self._fingerprints.of_task)
+        try:
+            if resume is not None:
+                self._lock.acquire(wait=resume.wait)
+            else:
+                self._lock.try_acquire()
+            self._priors = Priors(self._connection, self._files, path)
+            self._restored: IntArray = np.zeros(0, np.int32)
+            if forced is not None:
+                with telling(path):
+                    kept = np.flatnonzero(kept_tasks(plan, policy)).astype(np.int32)
+                    tasks = range(plan.n_tasks)
+                    self._restored = self._priors.find(plan, self._fingerprints.of_task, tasks, ~forced, kept)
+        except BaseException:
+            self._close()
+            raise
+        self._tainted = np.zeros(plan.n_tasks, np.bool_)
+        self._pending: list[tuple[Tasks, Sequence[Wire]]] = []
+        self._entries: list[tuple[int, Entry]] = []
+        self._rows = _Rows()
+        self._callables: dict[str, int] = {}
+        self._callable_of: IntArray = np.zeros(0, np.int32)
+        self._run = 0
+        self._is_ended = self._has_failed = self._ends_layer = False
+        self._flushed_at = self._synced_at = -math.inf
+        self._flush_seconds = 0.0
+
+    @property
+    def all_done(self) -> bool:
+        """Whether no task need run."""
+        return len(self._restored) == self._plan.n_tasks
+
+    def not_stored(self) -> Mapping[str, str]:
+        """Return why the values of tasks are not kept, by name."""
+        return {self._plan.name(task): reason for task, reason in self._fingerprints.reasons.items()}
+
+    def warn_of_not_stored(self) -> None:
+        """Warn of tasks whose value cannot be kept, though nobody said that it should not be."""
+        by_reason: dict[str, list[int]] = {}
+        n_following = 0
+        for task, reason in self._fingerprints.reasons.items():
+            if task in self._fingerprints.declared:
+                continue
+            if reason.startswith("it follows "):
+                n_following += 1
+            else:
+                by_reason.setdefault(reason, []).append(task)
+        for reason, tasks in by_reason.items():
+            names = ", ".join(repr(self._plan.name(task)) for task in tasks[:_LEAST_ALIKE])
+            more = f" and {len(tasks) - _LEAST_ALIKE} more" if len(tasks) > _LEAST_ALIKE else ""
+            follow = f", nor of the {n_following} that follow such" if n_following else ""
+            warnings.warn(
+                f"the run store keeps no value of {names}{more}{follow}: {reason}. They run again in a resumed run; "
+                "give them version= or arguments that can be compared, or cache=False to say that this is meant.",
+                StoreWarning,
+                stacklevel=5,
+            )
+
+    # The keeper's part
+
+    def begin(self, ledger: Ledger, arena: Arena) -> IntArray:
+        """Write down that the run begins; return the tasks that need not run."""
+        self._ledger, self._arena = ledger, arena
+        plan = self._plan
+        row = (
+            ledger.run_id,
+            plan.workflow_name,
+            ledger.began_at,
+            plan.n_tasks,
+            plan.n_layers,
+            ledger.n_slots,
+            self._policy.schedule,
+            self._resume is not None,
+            socket.gethostname(),
+            os.getpid(),
+            start_time(os.getpid()),
+            python_version(),
+            __version__,
+            _edges(plan),
+        )
+        with telling(self._path):
+            self._run = self._connection.execute(_RUN, row).lastrowid or 0
+            self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
+        self._name_callables()
+        self._flushed_at = self._synced_at = time.perf_counter()
+        return self._restored
+
+    def _name_callables(self) -> None:
+        """Number what the plan's tasks call by name, in the order of its templates, and write down what is new."""
+        plan, numbers = self._plan, self._callables
+        n_known = len(numbers)
+        called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
+        self._callable_of = np.array(called, np.int32)
+        self._rows.callables += [(self._run, number, name) for name, number in list(numbers.items())[n_known:]]
+
+    def grow(self, plan: Plan) -> IntArray:
+        """Go on with a plan that has more tasks."""
+        self._collect()
+        n = self._plan.n_tasks
+        self._plan = plan
+        self._fingerprints.grow(plan)
+        self._tainted = np.append(self._tainted, np.zeros(plan.n_tasks - n, np.bool_))
+        parents = [task for task, last in plan.alias.items() if last >= n]
+        if self._tainted[parents].any():
+            self._tainted[n:] = True
+        self._name_callables()
+        self._rows.grown = [(plan.n_tasks, plan.n_layers, _edges(plan), self._run)]
+        if self._resume is None:
+            return np.zeros(0, np.int32)
+        new = range(n, plan.n_tasks)
+        may = ~(self._tainted | self._resume.forced(plan))
+        return self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+
+    def load(self, task: int) -> Wire:
+        """Return the value of a task that an earlier run did."""
+        with telling(self._path):
+            return self._priors.load(task, self._arena)
+
+    def values(self, tasks: Tasks, values: Sequence[Wire]) -> None:
+        """Take in what tasks returned; large values are mapped, so that they outlive their segment."""
+        self._pending.append((tasks, values))
+        if tuple not in set(map(type, values)):
+            return
+        for task, value in zip(tasks, values, strict=False):
+            if type(value) is tuple and type(value[0]) is str and self._is_kept(int(task)):
+                self._writer.put(int(task), self._arena.read(value))
+
+    def take(self, entries: Sequence[tuple[int, Entry]]) -> None:
+        """Take in what was noted."""
+        self._entries += entries
+        for _, entry in entries:
+            if isinstance(entry, Event):
+                self._ends_layer |= isinstance(entry, WorkflowTaskParallelCompleted)
+                if isinstance(entry, WorkflowToolFallback) and entry.kind != "retry":
+                    # What follows will be made from something else than its fingerprint says.
+                    self._tainted |= followers(self._plan, [self._plan.find(entry.task)])
+        self.look_at = self._flushed_at + max(_FLUSH_SECONDS, _MOST_SHARE * self._flush_seconds)
+        self.look_at = max(self._flushed_at, min(self.look_at, self._flushed_at + _SYNC_SECONDS))
+
+    def beat(self, now: float) -> None:
+        """Write what waits, if it is time for that."""
+        if now >= self.look_at:
+            self._flush(now)
+
+    # Ending
+
+    def finish(self, status: Literal["completed", "failed", "cancelled", "interrupted"]) -> None:
+        """Write all that waits, and how the run ended."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        if self._run:
+            self._writer.close()
+            with suppress(sqlite3.Error):
+                self._connection.execute(f"PRAGMA busy_timeout = {PATIENCE_SECONDS * 1000:.0f}")
+            self._collect()
+            ledger = self._ledger
+            wall = ledger.wall_seconds or time.perf_counter() - ledger.began
+            end = (status, ledger.began_at + wall, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
+            self._commit(is_synced=True, more=[(_ENDED, [end])])
+        self._close()
+
+    def _close(self) -> None:
+        self._writer.close()
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        self._lock.release()
+
+    # Writing
+
+    def _flush(self, now: float) -> None:
+        self._collect()
+        is_synced = self._ends_layer or now - self._synced_at >= _SYNC_SECONDS
+        is_done = self._commit(is_synced=is_synced)
+        self._flushed_at = time.perf_counter()
+        self._flush_seconds = self._flushed_at - now
+        if not is_done:
+            self.look_at = self._flushed_at + _RETRY_SECONDS
+            return
+        if is_synced:
+            self._synced_at = self._flushed_at
+            self._ends_layer = False
+        self.look_at = self._flushed_at + _FLUSH_SECONDS if self._writer.is_busy else math.inf
+
+    def _commit(self, *, is_synced: bool, more: Sequence[tuple[str, list[tuple[Any, ...]]]] = ()) -> bool:
+        """Write the rows in one transaction; tell whether they are in."""
+        execute = self._connection.execute
+        try:
+            execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+            execute("BEGIN IMMEDIATE")
+            try:
+                for statement, rows in (*self._rows.statements(), *more):
+                    if rows:
+                        self._connection.executemany(statement, rows)
+                execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            if not self._has_failed or self._is_ended:
+                ending = (
+                    "what the run did since is not kept" if self._is_ended else "the run goes on, and it is retried"
+                )
+                report(f"{as_store_error(error, self._path)} Run {self._ledger.run_id}: {ending}.", StoreWarning)
+            self._has_failed = True
+            return False
+        self._rows = _Rows()
+        self._has_failed = False
+        return True
+
+    # From entries to rows
+
+    def _collect(self) -> None:
+        """Make rows of what was told."""
+        entries, self._entries = self._entries, []
+        for seq, entry in entries:
+            if isinstance(entry, Event):
+                self._rows.events.append((self._run, entry.seq, line_of(entry)))
+                self._collect_event(entry)
+            elif isinstance(entry, NotRun):
+                self._collect_not_run(entry, seq)
+            else:
+                self._collect_completed(entry, seq)
+        pending, self._pending = self._pending, []
+        for tasks, values in pending:
+            self._collect_values(tasks, values)
+        for written in self._writer.done():
+            fingerprint = self._fingerprints.of_task[written.key]
+            if written.error is not None:
+                name = self._plan.name(written.key)
+                why = written.error.strerror or written.error
+                report(f"the value of task {name!r} is not kept in {str(self._path)!r}: {why}.", StoreWarning)
+            elif fingerprint is not None:
+                payload = payload_of_file(written.name, written.lengths)
+                checksum = checksum_of(fingerprint, FILE, payload)
+                self._rows.values.append((fingerprint, self._run, FILE, checksum, payload))
+
+    def _collect_values(self, tasks: Tasks, values: Sequence[Wire]) -> None:
+        run, of_task, tainted, rows = self._run, self._fingerprints.of_task, self._tainted, self._rows.values
+        is_any_tainted = tainted.any()
+        for task, value in zip(tasks if isinstance(tasks, range) else tasks.tolist(), values, strict=False):
+            fingerprint = of_task[task]
+            if fingerprint is None or (is_any_tainted and tainted[task]):
+                continue
+            if type(value) is not tuple:
+                kind, payload = SCALAR, pickle.dumps(value, 5)
+            elif type(value[0]) is bytes:
+                kind, payload = BLOB, value[0]
+            else:
+                continue  # the writer has it
+            rows.append((fingerprint, run, kind, checksum_of(fingerprint, kind, payload), payload))
+
+    def _collect_completed(self, tasks: Tasks, seq: int | None) -> None:
+        """Make rows of tasks that completed; ``seq`` is the number of the first event, None: events tell of it."""
+        plan, ledger, rows = self._plan, self._ledger, as_index(tasks)
+        run, of_task, began, attempts = self._run, self._fingerprints.of_task, ledger.began, ledger.attempts
+        columns = (
+            self._callable_of[plan.template_of[rows]],
+            plan.layers[rows],
+            ledger.start[rows] - began,
+            ledger.duration[rows],
+            ledger.worker[rows],
+            ledger.bytes[rows],
+        )
+        tainted = self._tainted if self._tainted.any() else None
+        status, name, add = int(Status.COMPLETED), plan.name, self._rows.tasks.append
+        numbers = tasks if isinstance(tasks, range) else tasks.tolist()
+        for task, called, layer, start, seconds, worker, n_bytes in zip(
+            numbers, *(column.tolist() for column in columns), strict=True
+        ):
+            fingerprint = of_task[task] if tainted is None or not tainted[task] else None
+            attempt = attempts.get(task, 1) if attempts else 1
+            told = (called, layer, status, fingerprint, None, seq, attempt, start, seconds, worker, n_bytes, None)
+            add((run, task, name(task), *told))
+            if seq is not None:
+                seq += 2
+
+    def _collect_not_run(self, entry: NotRun, seq: int) -> None:
+        of_task, at = self._fingerprints.of_task, entry.at - self._ledger.began_at
+        is_cached = entry.cause == EARLIER_RUN
+        status = int(Status.CACHED if is_cached else Status.SKIPPED)
+        for number, task in enumerate(entry.tasks.tolist(), seq):
+            fingerprint, source = (of_task[task], self._priors.source(task)) if is_cached else (None, entry.cause)
+            told = (status, fingerprint, source, number, 0, at, None, None, 0, None)
+            self._rows.tasks.append((*self._head_of(task), *told))
+
+    def _head_of(self, task: int) -> tuple[int, int, str, int, int]:
+        plan = self._plan
+        called = int(self._callable_of[plan.template_of[task]])
+        return self._run, task, plan.name(task), called, int(plan.layers[task])
+
+    def _collect_event(self, event: Event) -> None:
+        """Make rows of what an event tells of a task."""
+        if isinstance(event, WorkflowTaskCompleted):
+            task = self._plan.find(event.task)
+            self._collect_completed(range(task, task + 1), None)
+        elif isinstance(event, WorkflowTaskRetried):
+            self._collect_failure(event.task, event.attempt - 1, event.error)
+        elif isinstance(event, WorkflowToolFallback):
+            self._collect_failure(event.task, event.attempt, event.error)
+        elif isinstance(event, WorkflowTaskFailed):
+            self._collect_failure(event.task, event.attempt, event.error, is_final=True)
+        elif isinstance(event, WorkflowTaskRolledBack) and event.error is None:
+            task = self._plan.find(event.task)
+            self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
+            self._rows.forgotten.append((self._fingerprints.of_task[task],))
+
+    def _collect_failure(self, name: str, attempt: int, error: str, *, is_final: bool = False) -> None:
+        task, ledger = self._plan.find(name), self._ledger
+        at = (_finite(ledger.start[task] - ledger.began), _finite(ledger.duration[task]), int(ledger.worker[task]))
+        found = ledger.errors.get(task)
+        trace = "" if found is None or not is_final else "".join(traceback.format_exception(found))
+        self._rows.attempts.append((self._run, task, attempt, *at, error, trace))
+        if is_final:
+            self._rows.tasks.append(
+                (*self._head_of(task), int(Status.FAILED), None, None, None, attempt, *at, 0, error)
+            )
+
+    def _is_kept(self, task: int) -> bool:
+        return self._fingerprints.of_task[task] is not None and not self._tainted[task]
+
+
+@contextmanager
+def recording(path: Path | None, plan: Plan, policy: RunPolicy, resume: Resume | None) -> Iterator[Recording | None]:
+    """Have a run kept in a store; nothing is done where there is none."""
+    if path is None:
+        yield None
+        return
+    keeper = Recording(path, plan, policy, resume)
+    try:
+        keeper.warn_of_not_stored()
+        yield keeper
+    finally:
+        keeper.finish("interrupted")  # unless it was told how the run ended
+
+
+def _edges(plan: Plan) -> bytes:
+    return zlib.compress(np.concatenate(plan.graph.edges()).astype("<i4").tobytes(), 1)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,120 @@
+"""A lock that a run holds on its workflow in a store, so that two runs do not compute the same at once.
+
+The file that is locked holds who has it. Whoever lets go removes it while it is still locked, so whoever gets a lock
+looks whether the file is still the one of that name. The kernel lets go for whoever is killed; children that a killed
+program had forked may hold on a little longer, which is waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from forgepar.errors import StoreBusy, StoreError
+from forgepar.machine import start_time
+
+_NAME_BYTES = 16
+
+
+class RunLock:
+    """A lock on one workflow: what it is called, and which tasks it has.
+
+    Args:
+        folder: of the store's files.
+        workflow: its name.
+        fingerprints: of its tasks.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lock = RunLock(Path(folder), "nightly", [b"load", b"join"])
+        ...     lock.try_acquire(), RunLock(Path(folder), "nightly", [b"load", b"join"]).try_acquire()
+        (True, False)
+    """
+
+    def __init__(self, folder: Path, workflow: str, fingerprints: Iterable[bytes | None]) -> None:
+        told = blake2b(workflow.encode("utf-8", "surrogatepass"), digest_size=_NAME_BYTES)
+        for fingerprint in fingerprints:
+            told.update(fingerprint or b"-")
+        self._workflow = workflow
+        self._path = folder / f"{told.hexdigest()}.lock"
+        self._descriptor = -1
+
+    def acquire(self, *, wait: bool) -> None:
+        """Get the lock.
+
+        Args:
+            wait: whether to wait for another run to end that has it.
+
+        Raises:
+            StoreBusy: another run has it, and is not waited for.
+        """
+        while not self.try_acquire():
+            owner = self._owner()
+            if not wait and owner is not None:
+                raise StoreBusy(
+                    f"workflow {self._workflow!r} is being run with this store by process {owner}. Wait for it to end "
+                    "(Resume(wait=True), --wait), or run it with another store.",
+                    path=str(self._path),
+                )
+            self._wait()
+
+    def try_acquire(self) -> bool:
+        """Get the lock if nobody has it; tell whether that was so."""
+        return self._try(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Let go, if it is held."""
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _wait(self) -> None:
+        """Wait until nobody has the lock, without taking it."""
+        with suppress(FileNotFoundError):
+            descriptor = os.open(self._path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            finally:
+                os.close(descriptor)
+
+    def _try(self, how: int) -> bool:
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise StoreError(
+                    f"the lock {str(self._path)!r} cannot be made ({error.strerror}). Give a store that you may write.",
+                    path=str(self._path),
+                ) from error
+            try:
+                fcntl.flock(descriptor, how)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            if self._is_there(descriptor):
+                break
+            os.close(descriptor)  # who had it has just removed it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {start_time(os.getpid())}".encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def _is_there(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _owner(self) -> int | None:
+        """Return the process that has the lock; None if it does not run any more, or has just let go."""
+        try:
+            pid, _, started = self._path.read_text().partition(" ")
+        except FileNotFoundError:
+            return None
+        return int(pid) if pid and started == start_time(int(pid)) else None

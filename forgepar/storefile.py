@@ -1,0 +1,308 @@
+"""The file of a run store: one SQLite database, who may open it, its tables, and how they came to be.
+
+    runs ──┬── callables   what the tasks call, by name
+           ├── tasks       a row a settled task, with its last attempt
+           ├── attempts    a row an attempt that failed
+           ├── events      what happened but for the starts and ends of tasks, which `tasks` tells
+           └── values      by fingerprint and run: a pickle, or which file it is in
+
+A store is opened by those alone who wrote it: its values are pickles, which run code when they are read.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
+
+APPLICATION_ID = 0x666F7267  # "forg"
+PATIENCE_SECONDS = 10.0  # for whoever holds the lock of the database
+_STEP_SECONDS = 0.05
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+# What each version added to the one before; the database's user_version tells how many of these it has.
+MIGRATIONS = (
+    """
+    CREATE TABLE runs(
+        id INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL UNIQUE,
+        workflow TEXT NOT NULL,
+        status TEXT NOT NULL,      -- running, completed, failed, cancelled, interrupted
+        began REAL NOT NULL,       -- seconds since the epoch
+        ended REAL,
+        wall_seconds REAL,
+        cpu_seconds REAL,
+        peak_rss INTEGER,
+        n_tasks INTEGER NOT NULL,
+        n_layers INTEGER NOT NULL,
+        workers INTEGER NOT NULL,
+        schedule TEXT NOT NULL,
+        resumed INTEGER NOT NULL,  -- whether values of earlier runs were used
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        pid_started TEXT NOT NULL,
+        python TEXT NOT NULL,
+        forgepar TEXT NOT NULL,
+        edges BLOB NOT NULL        -- zlib of int32: all that are waited for, then all that wait
+    );
+    CREATE TABLE callables(
+        run INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        PRIMARY KEY(run, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE tasks(
+        run INTEGER NOT NULL,
+        task INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        callable INTEGER NOT NULL, -- its number in `callables`
+        layer INTEGER NOT NULL,
+        status INTEGER NOT NULL,   -- runstate.Status
+        fingerprint BLOB,          -- NULL where the value was not kept
+        source INTEGER,            -- of one that is cached, the run that did it; of one skipped, the task it waited for
+        seq INTEGER,               -- number of the first event that this row tells; NULL where `events` has them
+        attempt INTEGER NOT NULL,
+        start REAL,                -- seconds since the run began; of one that did not run, when that was known
+        seconds REAL,
+        worker INTEGER,
+        bytes INTEGER NOT NULL,
+        error TEXT,
+        PRIMARY KEY(run, task)
+    ) WITHOUT ROWID;
+    CREATE TABLE attempts(
+        run INTEGER NOT NULL,
+        task INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        start REAL,
+        seconds REAL,
+        worker INTEGER,
+        error TEXT NOT NULL,
+        traceback TEXT NOT NULL,
+        PRIMARY KEY(run, task, attempt)
+    ) WITHOUT ROWID;
+    CREATE TABLE events(
+        run INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        line TEXT NOT NULL,
+        PRIMARY KEY(run, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE "values"(
+        fingerprint BLOB NOT NULL,
+        run INTEGER NOT NULL,
+        kind INTEGER NOT NULL,     -- 0 scalar, 1 blob, 2 file
+        checksum BLOB NOT NULL,    -- BLAKE2b of fingerprint, kind and payload
+        payload BLOB NOT NULL,     -- the pickle, or digest and lengths of what is in a file
+        PRIMARY KEY(fingerprint, run)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+def open_to_write(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Connection:
+    """Open a store to write; make it where there is none, for its owner alone.
+
+    Args:
+        path: the store's file.
+        patience: how long to wait for whoever holds its lock, seconds.
+
+    Raises:
+        StoreUntrusted: others may write to it.
+        StoreBusy: another program holds its lock.
+        StoreError: it cannot be written, is no run store, or was written by a newer version.
+    """
+    _make(path)
+    check_trust(path)
+    with telling(path):
+        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, path, time.monotonic() + patience)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Connection:
+    """Open a store to read, also while a run writes to it.
+
+    Raises:
+        StoreError: as for `open_to_write`; or there is none.
+    """
+    if not path.is_file():
+        raise StoreError(
+            f"there is no run store {str(path)!r}. run(store=...) makes one, or forgepar run --store.", path=str(path)
+        )
+    check_trust(path)
+    with telling(path):
+        last: sqlite3.Error | None = None
+        # On a file system that cannot be written, a database that nobody writes to is read as it lies there.
+        for mode in ("ro", "ro&immutable=1") if not os.access(path.parent, os.W_OK) else ("ro",):
+            connection = sqlite3.connect(
+                f"file:{quote(str(path.resolve()))}?mode={mode}", timeout=patience, isolation_level=None, uri=True
+            )
+            try:
+                _check_version(connection, path)
+            except sqlite3.Error as error:
+                connection.close()
+                last = error
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        assert last is not None
+        raise last
+
+
+def check_trust(path: Path) -> None:
+    """Refuse a store that others may have written.
+
+    Raises:
+        StoreUntrusted: it, its folder of values, or the folder that it is in can be written by others.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    folder = files_of(path)
+    for place in (path, folder):
+        if not place.exists():
+            continue
+        found = place.stat()
+        what = f"{'the folder of values' if place == folder else 'the run store'} {str(place)!r}"
+        if found.st_uid != os.geteuid():
+            raise StoreUntrusted(
+                f"{what} belongs to another user (uid {found.st_uid}): its values are pickles, and to read one runs "
+                "whatever code it holds. Use a store of your own.",
+                path=str(path),
+            )
+        if found.st_mode & _OTHERS_MAY_WRITE:
+            raise StoreUntrusted(
+                f"{what} can be written by others (mode {stat.S_IMODE(found.st_mode):03o}): its values are pickles, "
+                f"and to read one runs whatever code it holds. If nobody else did write to it: "
+                f"chmod {'700' if place == folder else '600'} {place}",
+                path=str(path),
+            )
+    parent = path.absolute().parent
+    mode = parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StoreUntrusted(
+            f"the folder {str(parent)!r} can be written by everybody (mode {stat.S_IMODE(mode):03o}), who could put "
+            "another file in the store's place. Put the store into a folder of your own.",
+            path=str(path),
+        )
+
+
+def files_of(path: Path) -> Path:
+    """Return the folder beside a store that holds its large values."""
+    return path.with_name(path.name + ".files")
+
+
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Say what is wrong with a store, in place of what SQLite says."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise as_store_error(error, path) from error
+
+
+def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """Return an error of SQLite with what to do about it."""
+    code = getattr(error, "sqlite_errorname", "")
+    store = f"the run store {str(path)!r}"
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreBusy(
+            f"{store} is locked by another program ({error}). Wait for it to end, or use another store.", path=str(path)
+        )
+    if code.startswith("SQLITE_FULL"):
+        mend = "its disk is full. Free some of it (forgepar gc), or use a store elsewhere."
+    elif code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
+        mend = f"it cannot be written or opened here ({error}). Give a store that you may write."
+    elif code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        mend = f"it is no run store, or it is damaged ({error}). Give another file; sqlite3's .recover may save some."
+    else:
+        mend = f"{error} ({code or type(error).__name__})."
+    return StoreError(f"{store} cannot be used: {mend}", path=str(path))
+
+
+def _make(path: Path) -> None:
+    folder = files_of(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.close(descriptor)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the run store {str(path)!r} cannot be written ({error.strerror}). "
+            "Give a file that you may write, in a folder that is there.",
+            path=str(path),
+        ) from error
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, deadline: float) -> None:
+    """Bring a database to the form that this version knows."""
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            # Two that make it at once: to change the mode is refused at once, whatever the patience.
+            if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(_STEP_SECONDS)
+    if mode != "wal":
+        raise StoreError(
+            f"the run store {str(path)!r} is on a file system without shared memory for SQLite (journal mode {mode}). "
+            "Put it on a local disk.",
+            path=str(path),
+        )
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    if _check_version(connection, path) == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for script in MIGRATIONS[_check_version(connection, path) :]:  # somebody else may just have done it
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
+    """Return which version a store has.
+
+    Raises:
+        StoreError: a newer one than this program knows, or it is a database of something else.
+    """
+    with closing(connection.execute("PRAGMA user_version")) as rows:
+        (version,) = rows.fetchone()
+    with closing(connection.execute("PRAGMA application_id")) as rows:
+        (application,) = rows.fetchone()
+    with closing(connection.execute("SELECT count(*) FROM sqlite_master")) as rows:
+        (n_tables,) = rows.fetchone()
+    if application not in (APPLICATION_ID, 0) or (n_tables and not application):
+        raise StoreError(f"{str(path)!r} is a database, but no run store. Give another file.", path=str(path))
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"the run store {str(path)!r} was written by a newer forgepar (its form is {version}, this program knows "
+            f"up to {len(MIGRATIONS)}). Upgrade forgepar, or use another store.",
+            path=str(path),
+        )
+    return int(version)
+
+
+def python_version() -> str:
+    """Return the version of this Python as runs tell it."""
+    return "{}.{}.{}".format(*sys.version_info)
