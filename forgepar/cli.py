@@ -1,4 +1,4 @@
-"""The command line: ``forgepar run TARGET``, ``forgepar check TARGET`` and ``forgepar layers TARGET``.
+"""The command line: ``forgepar COMMAND``, as ``forgepar --help`` tells; each command is in a room of `commands`.
 
 Exit codes: 0 done, 1 a task failed, 2 bad usage or a bad workflow, 130 interrupted. Results go to standard output, all
 else to standard error; a traceback is printed only of the user's own code.
@@ -7,28 +7,15 @@ else to standard error; a traceback is printed only of the user's own code.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import forgepar
-from forgepar.backends.process import START_METHODS
-from forgepar.errors import RunTimeout, WorkerStartFailed, WorkflowError, WorkflowFailed
-from forgepar.executor import WorkflowExecutor
-from forgepar.machine import available_cpus
-from forgepar.result import RunResult
-from forgepar.simulate import expected_seconds, simulated_seconds
-from forgepar.targets import TargetError, load_workflow
-from forgepar.workflow import Workflow
+from forgepar.commands import running
+from forgepar.commands.base import INTERRUPTED, complain
+from forgepar.errors import StoreError, WorkerStartFailed, WorkflowError
 
-DONE, TASK_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-_MOST_VALUES = 20  # printed one a line; more are counted
-_MOST_NAMES = 6  # of a layer
-_TARGET_HELP = (
-    "package.module:attr or path/to/file.py:attr; attr is a Workflow or a function returning one (default: workflow)"
-)
+_ROOMS = (running,)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
   forgepar run forgepar.examples.census
   forgepar run forgepar.examples.census -p root=src --workers 4
@@ -49,94 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        parameters = _parameters(arguments.parameters)
-        workflow = load_workflow(arguments.target, parameters)
-    except TargetError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception:
-        print(f"forgepar: {arguments.target} cannot be loaded; it raised:", file=sys.stderr)
-        traceback.print_exc()
-        return BAD_USAGE
-    try:
-        code: int = arguments.command(workflow, arguments)
-    except (WorkflowError, WorkerStartFailed, ValueError) as error:
-        return _complain(error)
+        code: int = arguments.command(arguments)
+    except (WorkflowError, WorkerStartFailed, StoreError, ValueError) as error:
+        return complain(error)
     except KeyboardInterrupt:
         print("forgepar: interrupted; the workers are ended", file=sys.stderr)
         return INTERRUPTED
     return code
-
-
-def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
-    """Run a workflow; print the values of its leaves."""
-    with WorkflowExecutor(
-        arguments.workers,
-        backend=arguments.backend,
-        start_method=arguments.start_method,
-        memory_budget=arguments.memory_budget,
-    ) as executor:
-        try:
-            result = executor.run(
-                workflow,
-                schedule=arguments.schedule,
-                fail_fast=not arguments.keep_going,
-                rollback=arguments.rollback,
-                timeout=arguments.timeout,
-                layer_timeout=arguments.layer_timeout,
-                show="tagged" if arguments.tag_output else "plain",
-                audit=arguments.audit,
-            )
-        except WorkflowFailed as failure:
-            _print_failure(failure, with_summary=arguments.summary)
-            return TASK_FAILED
-    _print_values(workflow, result)
-    if arguments.summary:
-        print(result.summary(), file=sys.stderr)
-    if arguments.save_durations:
-        arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
-    return DONE
-
-
-def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
-    """Print what is likely to go wrong, one line a finding; the code tells whether a run could begin."""
-    findings = workflow.check(
-        workers=arguments.workers,
-        layer_timeout=arguments.layer_timeout,
-        rollback=arguments.rollback,
-        available_memory=arguments.available_memory,
-    )
-    for finding in findings:
-        print(finding)
-    return BAD_USAGE if any(finding.is_fatal for finding in findings) else DONE
-
-
-def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
-    """Print the layers of a workflow, and what a run would take where durations are known."""
-    for number, names in enumerate(workflow.execution_layers()):
-        shown = names if arguments.all else names[:_MOST_NAMES]
-        more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
-        print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
-    if arguments.durations:
-        print(_estimate(workflow, arguments.durations, arguments.workers or available_cpus()))
-    return DONE
-
-
-def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
-    """Say what both schedules would take, by the durations of an earlier run."""
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Make it with forgepar run --save-durations.") from error
-    plan = workflow.plan()
-    seconds = expected_seconds(plan, known)
-    layered, eager = (simulated_seconds(plan, seconds, workers, schedule) for schedule in ("layers", "eager"))
-    ratio = layered / eager if eager else 1.0
-    return (
-        f"expected with {workers} workers: {layered:.3g} s by layers, {eager:.3g} s with --schedule eager "
-        f"(the barriers cost {ratio:.2f} times)"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,83 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"forgepar {forgepar.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = _command(commands, "run", run, "run a workflow and print the values of its leaves")
-    command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
-    command.add_argument("--backend", choices=("process", "inline"), default="process")
-    command.add_argument("--start-method", choices=START_METHODS)
-    command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
-    command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
-    command.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after so long")
-    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="end it if a layer takes longer")
-    command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
-    command.add_argument(
-        "--rollback", choices=("all", "upstream", "none"), default="all", help="what to undo if a task fails"
-    )
-    command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
-    command.add_argument("--audit", metavar="FILE", help="append what happens to a file, a line of JSON an event")
-    command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
-    command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
-    command = _command(commands, "check", check, "print what is likely to go wrong in a workflow, without running it")
-    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of the run (default: one a CPU)")
-    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="that of the run")
-    command.add_argument("--rollback", choices=("all", "upstream", "none"), default="all", help="that of the run")
-    command.add_argument("--available-memory", metavar="SIZE", help="of the machine it is to run on, such as 64GiB")
-    command = _command(commands, "layers", layers, "print which tasks run together")
-    command.add_argument("--all", action="store_true", help="print every name")
-    command.add_argument(
-        "--durations", type=Path, metavar="FILE", help="what --save-durations wrote: print what a run would take"
-    )
-    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of that run (default: one a CPU)")
+    for room in _ROOMS:
+        room.add_to(commands)
     return parser
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: object, text: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.add_argument("target", metavar="TARGET", help=_TARGET_HELP)
-    command.add_argument(
-        "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="an argument of the function"
-    )
-    command.set_defaults(command=function)
-    return command
-
-
-def _parameters(pairs: Sequence[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise TargetError(f"-p {pair} has no value. Give -p key=value.")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _complain(error: Exception) -> int:
-    print(f"forgepar: {error}", file=sys.stderr)
-    return BAD_USAGE
-
-
-def _print_values(workflow: Workflow, result: RunResult) -> None:
-    """Print the leaves' values: a lone text as it is, others by name."""
-    leaves = [workflow.task_name(i) for i in workflow.plan().leaves[:_MOST_VALUES].tolist()]
-    if len(leaves) == 1 and isinstance(result[leaves[0]], str):
-        print(result[leaves[0]])
-        return
-    for name in leaves:
-        print(f"{name} = {result[name]!r}")
-    if (rest := len(workflow.plan().leaves) - len(leaves)) > 0:
-        print(f"... and {rest} more")
-
-
-def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
-    result = failure.result
-    assert isinstance(result, RunResult)
-    for name, error in result.errors.items():
-        print(f"forgepar: task {name!r} failed: {type(error).__name__}: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print("  " + note.replace("\n", "\n  "), file=sys.stderr)
-    for error in failure.exceptions:
-        if isinstance(error, RunTimeout):
-            print(f"forgepar: {error}", file=sys.stderr)
-    counts = ", ".join(f"{n} {status}" for status, n in result.status_counts().items())
-    print(f"forgepar: {counts}", file=sys.stderr)
-    if with_summary:
-        print(result.summary(), file=sys.stderr)

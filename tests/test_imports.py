@@ -54,12 +54,14 @@ RANKS = {
     13: ["dispatch"],
     14: ["snapshot", "targets"],
     15: ["executor"],
-    16: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
-    17: ["__main__", "__init__"],
+    16: ["commands.base"],
+    17: ["commands.running"],
+    18: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
+    19: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.
-PACKAGES = ["backends.__init__", "values.__init__", "examples.__init__"]
+PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "examples.__init__"]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in ROOT.rglob("*.py")

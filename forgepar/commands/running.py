@@ -1,0 +1,151 @@
+"""The commands that run a workflow or look at one: ``run``, ``check`` and ``layers``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from forgepar.backends.process import START_METHODS
+from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command
+from forgepar.errors import RunTimeout, WorkflowFailed
+from forgepar.executor import WorkflowExecutor
+from forgepar.machine import available_cpus
+from forgepar.result import RunResult
+from forgepar.simulate import expected_seconds, simulated_seconds
+from forgepar.workflow import Workflow
+
+_MOST_VALUES = 20  # printed one a line; more are counted
+_MOST_NAMES = 6  # of a layer
+
+
+def add_to(commands: Commands) -> None:
+    """Add these commands to the command line."""
+    command = add_target_command(commands, "run", run, "run a workflow and print the values of its leaves")
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
+    command.add_argument("--backend", choices=("process", "inline"), default="process")
+    command.add_argument("--start-method", choices=START_METHODS)
+    command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
+    command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after so long")
+    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="end it if a layer takes longer")
+    command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
+    command.add_argument(
+        "--rollback", choices=("all", "upstream", "none"), default="all", help="what to undo if a task fails"
+    )
+    command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
+    command.add_argument("--audit", metavar="FILE", help="append what happens to a file, a line of JSON an event")
+    command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
+    command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
+    command = add_target_command(
+        commands, "check", check, "print what is likely to go wrong in a workflow, without running it"
+    )
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of the run (default: one a CPU)")
+    command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="that of the run")
+    command.add_argument("--rollback", choices=("all", "upstream", "none"), default="all", help="that of the run")
+    command.add_argument("--available-memory", metavar="SIZE", help="of the machine it is to run on, such as 64GiB")
+    command = add_target_command(commands, "layers", layers, "print which tasks run together")
+    command.add_argument("--all", action="store_true", help="print every name")
+    command.add_argument(
+        "--durations", type=Path, metavar="FILE", help="what --save-durations wrote: print what a run would take"
+    )
+    command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of that run (default: one a CPU)")
+
+
+def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Run a workflow; print the values of its leaves."""
+    with WorkflowExecutor(
+        arguments.workers,
+        backend=arguments.backend,
+        start_method=arguments.start_method,
+        memory_budget=arguments.memory_budget,
+    ) as executor:
+        try:
+            result = executor.run(
+                workflow,
+                schedule=arguments.schedule,
+                fail_fast=not arguments.keep_going,
+                rollback=arguments.rollback,
+                timeout=arguments.timeout,
+                layer_timeout=arguments.layer_timeout,
+                show="tagged" if arguments.tag_output else "plain",
+                audit=arguments.audit,
+            )
+        except WorkflowFailed as failure:
+            _print_failure(failure, with_summary=arguments.summary)
+            return TASK_FAILED
+    _print_values(workflow, result)
+    if arguments.summary:
+        print(result.summary(), file=sys.stderr)
+    if arguments.save_durations:
+        arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
+    return DONE
+
+
+def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Print what is likely to go wrong, one line a finding; the code tells whether a run could begin."""
+    findings = workflow.check(
+        workers=arguments.workers,
+        layer_timeout=arguments.layer_timeout,
+        rollback=arguments.rollback,
+        available_memory=arguments.available_memory,
+    )
+    for finding in findings:
+        print(finding)
+    return BAD_USAGE if any(finding.is_fatal for finding in findings) else DONE
+
+
+def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
+    """Print the layers of a workflow, and what a run would take where durations are known."""
+    for number, names in enumerate(workflow.execution_layers()):
+        shown = names if arguments.all else names[:_MOST_NAMES]
+        more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
+        print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
+    if arguments.durations:
+        print(_estimate(workflow, arguments.durations, arguments.workers or available_cpus()))
+    return DONE
+
+
+def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
+    """Say what both schedules would take, by the durations of an earlier run."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Make it with forgepar run --save-durations.") from error
+    plan = workflow.plan()
+    seconds = expected_seconds(plan, known)
+    layered, eager = (simulated_seconds(plan, seconds, workers, schedule) for schedule in ("layers", "eager"))
+    ratio = layered / eager if eager else 1.0
+    return (
+        f"expected with {workers} workers: {layered:.3g} s by layers, {eager:.3g} s with --schedule eager "
+        f"(the barriers cost {ratio:.2f} times)"
+    )
+
+
+def _print_values(workflow: Workflow, result: RunResult) -> None:
+    """Print the leaves' values: a lone text as it is, others by name."""
+    leaves = [workflow.task_name(i) for i in workflow.plan().leaves[:_MOST_VALUES].tolist()]
+    if len(leaves) == 1 and isinstance(result[leaves[0]], str):
+        print(result[leaves[0]])
+        return
+    for name in leaves:
+        print(f"{name} = {result[name]!r}")
+    if (rest := len(workflow.plan().leaves) - len(leaves)) > 0:
+        print(f"... and {rest} more")
+
+
+def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
+    result = failure.result
+    assert isinstance(result, RunResult)
+    for name, error in result.errors.items():
+        print(f"forgepar: task {name!r} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print("  " + note.replace("\n", "\n  "), file=sys.stderr)
+    for error in failure.exceptions:
+        if isinstance(error, RunTimeout):
+            print(f"forgepar: {error}", file=sys.stderr)
+    counts = ", ".join(f"{n} {status}" for status, n in result.status_counts().items())
+    print(f"forgepar: {counts}", file=sys.stderr)
+    if with_summary:
+        print(result.summary(), file=sys.stderr)
