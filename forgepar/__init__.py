@@ -37,6 +37,7 @@ __all__ = [
     "ParallelTasks",
     "RemoteError",
     "ResultReleased",
+    "Resume",
     "RetryFallback",
     "RollbackReport",
     "RunProgress",
@@ -95,6 +96,7 @@ __all__ = [
 _HOME = {
     "executor": ("Workflow", "WorkflowExecutor"),  # Workflow too: the executor lends Workflow.run what it needs
     "graph": ("Adjacency", "critical_path", "find_cycle", "longest_path_layers"),
+    "priors": ("Resume",),
     "result": ("BytesUsed", "RunResult", "TaskRecord"),
     "audit": ("AuditLog",),
     "branching": ("when",),
@@ -159,6 +161,7 @@ if TYPE_CHECKING:
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
+    from forgepar.priors import Resume
     from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
     from forgepar.runtable import FailedAttempt, LayerRow, RunTable

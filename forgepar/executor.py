@@ -31,6 +31,8 @@ from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
+from forgepar.priors import Resume
+from forgepar.recording import Recording, recording
 from forgepar.result import RunResult
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
@@ -128,6 +130,8 @@ class WorkflowExecutor:
         cancel: CancellationToken | None = None,
         show: Show = "plain",
         audit: Audit = None,
+        store: str | os.PathLike[str] | None = None,
+        resume: bool | Resume = False,
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -152,6 +156,10 @@ class WorkflowExecutor:
             audit: who is told of each `forgepar.events.Event` as it happens: the path of a file that gets a line of
                 JSON for each (`AuditLog.load` reads it), a `logging.Logger`, a function of an event, a
                 `forgepar.events.Sink`, or a list of these. The result has them all in any case.
+            store: the file of a run store (`forgepar.Store` reads it): the run is kept in it as it goes, with what its
+                tasks returned. It is made where there is none. Its values are pickles, so use only one of your own.
+            resume: whether tasks need not run whose values the store has from earlier runs, as neither their code, nor
+                their arguments, nor what they depend on has changed since; or a `Resume`, which says more.
 
         Returns:
             Values and records; of a run that was called off (``.status`` is "cancelled"), those there are.
@@ -159,6 +167,7 @@ class WorkflowExecutor:
         Raises:
             WorkflowError: the workflow cannot be run as it is (empty, cyclic, something that cannot be pickled);
                 nothing was started.
+            StoreError: the store cannot be used as it is, or (`StoreBusy`) another run of the workflow goes in it.
             WorkflowFailed: a task failed; ``.exceptions`` are the tasks' own, ``.result`` has what was done.
             WorkerStartFailed: worker processes end before they take work.
             KeyboardInterrupt: the workers are killed; the next run starts new ones.
@@ -182,9 +191,10 @@ class WorkflowExecutor:
             raise ValueError(f"rollback={rollback!r} is not known. Give 'all', 'upstream', 'none', or a function.")
         if show not in ("plain", "tagged") and not callable(show):
             raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
+        taking_up = _as_resume(store, resume)
         cargo = Cargo(plan)
-        with self._lock, open_sinks(audit) as sinks:
-            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks)
+        with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
+            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks, keeper)
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -206,10 +216,11 @@ class WorkflowExecutor:
         cancel: CancellationToken | None,
         console: Console,
         sinks: Sequence[Sink],
+        keeper: Recording | None,
     ) -> RunResult:
         backend = self._backend
         memory = Memory(plan, backend, self._guard)
-        backend.open(_n_useful(plan, policy))
+        backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
         facts = RunFacts(
             os.urandom(8).hex(),
             plan.workflow_name,
@@ -219,7 +230,17 @@ class WorkflowExecutor:
         one_layer = policy.schedule == "layers"
         shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots, facts, one_layer=one_layer)
         dispatcher = Dispatcher(
-            plan, policy, backend, facts.run_id, shipment, sinks, self._batches.__next__, memory, console, cancel
+            plan,
+            policy,
+            backend,
+            facts.run_id,
+            shipment,
+            sinks,
+            self._batches.__next__,
+            memory,
+            console,
+            cancel,
+            keeper,
         )
         forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
         streams = console.replacing_streams() if backend.name == InlineBackend.name else nullcontext()
@@ -239,6 +260,9 @@ class WorkflowExecutor:
         plan = dispatcher.plan
         books = dispatcher.books
         result = RunResult(plan, dispatcher.state.status, books.ledger, outputs, books.events, undone)
+        if keeper is not None:
+            keeper.finish(result.status)
+            result.not_stored = keeper.not_stored()
         if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)
         return result
@@ -282,6 +306,14 @@ def _named_tasks(workflow: Workflow, outputs: Any) -> Iterable[int]:
         workflow.refuse_foreign([outputs])
         return outputs.indices
     return (index for part in outputs for index in _named_tasks(workflow, part))
+
+
+def _as_resume(store: object, resume: bool | Resume) -> Resume | None:
+    if not isinstance(resume, (bool, Resume)):
+        raise ValueError(f"resume={resume!r} is not known. Give True, False, or a forgepar.Resume.")
+    if resume and store is None:
+        raise ValueError(f"resume={resume!r} needs a store to take values from. Give store='runs.db' as well.")
+    return resume if isinstance(resume, Resume) else Resume() if resume else None
 
 
 def _checked_seconds(name: str, seconds: float | None) -> float | None:

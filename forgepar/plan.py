@@ -267,6 +267,11 @@ class Plan:
         """The edges by which no value goes: the tasks waited for, and those that wait."""
         return self._before, self._after
 
+    @property
+    def given_names(self) -> Mapping[int, str]:
+        """The names of those tasks that were given one, by number."""
+        return self._explicit
+
     def spec(self, task: int) -> Spec:
         """Return the callable and options of a task."""
         return self.specs[self.templates[int(self.template_of[task])].spec]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,9 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
 
 SCALAR, BLOB, FILE = 0, 1, 2  # what a payload is
-_CHECKSUM_BYTES = 8
 _SHORT = 64  # bytes of a payload that is kept in memory until it is needed
-_FIND = 'SELECT run, kind, checksum, payload FROM "values" WHERE fingerprint = ? ORDER BY run DESC'
+_AT_ONCE = 500  # fingerprints asked for in one statement
+_FIND = 'SELECT fingerprint, run, kind, checksum, payload FROM "values" WHERE fingerprint IN (%s) ORDER BY run DESC'
 _READ = 'SELECT checksum, payload FROM "values" WHERE fingerprint = ? AND run = ?'
 
 
@@ -124,11 +124,11 @@ class Priors:
             kept: those whose value the run's result keeps.
         """
         self._fingerprints = fingerprints
+        wanted: dict[bytes, int] = {}
         for task in tasks:
             if may[task] and (fingerprint := fingerprints[task]) is not None:
-                prior = self._find(fingerprint, plan, task)
-                if prior is not None:
-                    self._found[task] = prior
+                wanted[fingerprint] = task
+        self._look_up(plan, wanted)
         self._prune_branches(plan, tasks)
         self._check_needed(plan, kept)
         return np.array([task for task in tasks if task in self._found], np.int32)
@@ -155,12 +155,24 @@ class Priors:
                 path=str(self._path),
             ) from error
 
-    def _find(self, fingerprint: bytes, plan: Plan, task: int) -> Prior | None:
-        for run, kind, checksum, payload in self._connection.execute(_FIND, (fingerprint,)):
-            if checksum_of(fingerprint, kind, payload) == checksum:
-                return Prior(run, kind, payload if len(payload) <= _SHORT or kind == FILE else None)
-            _tell_damage(plan.name(task), f"what the store has of run {run} was altered")
-        return None
+    def _look_up(self, plan: Plan, wanted: dict[bytes, int]) -> None:
+        """Find the newest value of each fingerprint that is what it was when it was written."""
+        altered: dict[int, int] = {}
+        names = list(wanted)
+        for first in range(0, len(names), _AT_ONCE):
+            some = names[first : first + _AT_ONCE]
+            rows = self._connection.execute(_FIND % ",".join("?" * len(some)), some)
+            for fingerprint, run, kind, checksum, payload in rows:
+                task = wanted[fingerprint]
+                if task in self._found:
+                    continue
+                if checksum_of(fingerprint, kind, payload) == checksum:
+                    self._found[task] = Prior(run, kind, payload if len(payload) <= _SHORT or kind == FILE else None)
+                else:
+                    altered[task] = run
+        for task, run in altered.items():
+            if task not in self._found:
+                _tell_damage(plan.name(task), f"what the store has of run {run} was altered")
 
     def _read(self, task: int, run: int, kind: int) -> bytes:
         fingerprint = self._fingerprints[task]
@@ -176,6 +188,13 @@ class Priors:
         payload: bytes = row[1]
         return payload
 
+    def _value(self, task: int) -> Any:
+        """Return the value of a task that was found."""
+        run, kind, payload = self._found[task]
+        if payload is None:
+            payload = self._read(task, run, kind)
+        return value_of(kind, payload, self._files)
+
     def _prune_branches(self, plan: Plan, tasks: range) -> None:
         """Leave to the run what depends on a decision that is not known, or was decided against."""
         for gate, branching in sorted(plan.branchings.items(), key=lambda pair: int(plan.layers[pair[0]])):
@@ -185,8 +204,12 @@ class Priors:
             if prior is None:
                 left: Sequence[int] = (*branching.then, *branching.otherwise, branching.join)
             else:
-                payload = prior.payload if prior.payload is not None else self._read(gate, prior.run, prior.kind)
-                left = branching.otherwise if pickle.loads(payload) else branching.then
+                try:
+                    left = branching.otherwise if self._value(gate) else branching.then
+                except StoreError as error:
+                    _tell_damage(plan.name(gate), str(error))
+                    del self._found[gate]
+                    left = (*branching.then, *branching.otherwise, branching.join)
             for task in left:
                 self._found.pop(task, None)
 
@@ -212,9 +235,9 @@ class Priors:
                     del self._found[task]
 
 
-def checksum_of(fingerprint: bytes, kind: int, payload: bytes) -> bytes:
-    """Return what tells an altered row of values."""
-    return blake2b(b"%b%d%b" % (fingerprint, kind, payload), digest_size=_CHECKSUM_BYTES).digest()
+def checksum_of(fingerprint: bytes, kind: int, payload: bytes) -> int:
+    """Return what tells an altered row of values: 32 bits, as it is to tell what broke, not what was forged."""
+    return crc32(payload, crc32(fingerprint, kind))
 
 
 def payload_of_file(name: bytes, lengths: Sequence[int]) -> bytes:
@@ -241,6 +264,18 @@ def wire_of(kind: int, payload: bytes, files: ValueFiles, arena: Arena) -> Wire:
     segment = arena.write(files.read(*name_and_lengths(payload)))
     assert is_segment(segment)
     return segment
+
+
+def value_of(kind: int, payload: bytes, files: ValueFiles) -> Any:
+    """Return a stored value.
+
+    Raises:
+        StoreError: its file is missing or damaged.
+    """
+    if kind == FILE:
+        stream, *buffers = files.read(*name_and_lengths(payload))
+        return pickle.loads(stream, buffers=buffers)
+    return pickle.loads(payload)
 
 
 def _named(plan: Plan, names: Sequence[str]) -> list[int]:

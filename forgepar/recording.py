@@ -18,7 +18,6 @@ import sqlite3
 import time
 import traceback
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from forgepar.events import (
     WorkflowTaskParallelCompleted,
     WorkflowTaskRetried,
     WorkflowTaskRolledBack,
+    WorkflowTaskSkipped,
     WorkflowToolFallback,
 )
 from forgepar.fingerprint import Fingerprints, followers
@@ -48,7 +48,16 @@ from forgepar.result import Ledger
 from forgepar.runlock import RunLock
 from forgepar.runstate import RunPolicy, Status
 from forgepar.sinks import report
-from forgepar.storefile import PATIENCE_SECONDS, as_store_error, files_of, open_to_write, python_version, telling
+from forgepar.storefile import (
+    PATIENCE_SECONDS,
+    as_store_error,
+    files_of,
+    open_to_write,
+    pack_integers,
+    pack_texts,
+    python_version,
+    telling,
+)
 from forgepar.valuefiles import FileWriter, ValueFiles
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
@@ -61,8 +70,7 @@ _RETRY_SECONDS = 1.0  # until one that failed is tried again
 _BUSY_SECONDS = 0.05  # how long a transaction waits for another program, while a run goes
 _LEAST_ALIKE = 3  # names told of tasks that have one reason not to be kept
 
-_TASK = "INSERT OR REPLACE INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_CALLABLE = "INSERT OR REPLACE INTO callables VALUES (?,?,?)"
+_TASK = "INSERT OR REPLACE INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
 _ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?,?,?)"
 _EVENT = "INSERT OR REPLACE INTO events VALUES (?,?,?)"
 _VALUE = 'INSERT OR REPLACE INTO "values" VALUES (?,?,?,?,?)'
@@ -70,9 +78,13 @@ _UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
 _FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
 _RUN = (
     "INSERT INTO runs(run_id, workflow, status, began, n_tasks, n_layers, workers, schedule, resumed, host, pid, "
-    "pid_started, python, forgepar, edges) VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?)"
+    "pid_started, python, forgepar, callables, callable_of, ordinals, given_names, edges) "
+    "VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
-_GROWN = "UPDATE runs SET n_tasks = ?, n_layers = ?, edges = ? WHERE id = ?"
+_GROWN = (
+    "UPDATE runs SET n_tasks = ?, n_layers = ?, callables = ?, callable_of = ?, ordinals = ?, given_names = ?, "
+    "edges = ? WHERE id = ?"
+)
 _ENDED = "UPDATE runs SET status = ?, ended = ?, wall_seconds = ?, cpu_seconds = ?, peak_rss = ? WHERE id = ?"
 
 
@@ -80,26 +92,22 @@ _ENDED = "UPDATE runs SET status = ?, ended = ?, wall_seconds = ?, cpu_seconds =
 class _Rows:
     """What the next transaction writes."""
 
-    callables: list[tuple[Any, ...]] = field(default_factory=list)
     tasks: list[tuple[Any, ...]] = field(default_factory=list)
     attempts: list[tuple[Any, ...]] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     values: list[tuple[Any, ...]] = field(default_factory=list)
     undone: list[tuple[Any, ...]] = field(default_factory=list)
     forgotten: list[tuple[Any, ...]] = field(default_factory=list)
-    grown: list[tuple[Any, ...]] = field(default_factory=list)
 
     def statements(self) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
         """Yield what to execute, in order."""
         self.values.sort()  # neighbours in the file are written one after the other
-        yield _CALLABLE, self.callables
         yield _TASK, self.tasks
         yield _ATTEMPT, self.attempts
         yield _EVENT, self.events
         yield _VALUE, self.values
         yield _UNDONE, self.undone
         yield _FORGET, self.forgotten
-        yield _GROWN, self.grown
 
 
 class Recording:
@@ -148,10 +156,9 @@ class Recording:
             raise
         self._tainted = np.zeros(plan.n_tasks, np.bool_)
         self._pending: list[tuple[Tasks, Sequence[Wire]]] = []
-        self._entries: list[tuple[int, Entry]] = []
+        self._entries: list[tuple[int, Any]] = []
         self._rows = _Rows()
-        self._callables: dict[str, int] = {}
-        self._callable_of: IntArray = np.zeros(0, np.int32)
+        self._has_grown = False
         self._run = 0
         self._is_ended = self._has_failed = self._ends_layer = False
         self._flushed_at = self._synced_at = -math.inf
@@ -208,22 +215,13 @@ class Recording:
             start_time(os.getpid()),
             python_version(),
             __version__,
-            _edges(plan),
+            *_columns(plan),
         )
         with telling(self._path):
             self._run = self._connection.execute(_RUN, row).lastrowid or 0
             self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
-        self._name_callables()
         self._flushed_at = self._synced_at = time.perf_counter()
         return self._restored
-
-    def _name_callables(self) -> None:
-        """Number what the plan's tasks call by name, in the order of its templates, and write down what is new."""
-        plan, numbers = self._plan, self._callables
-        n_known = len(numbers)
-        called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
-        self._callable_of = np.array(called, np.int32)
-        self._rows.callables += [(self._run, number, name) for name, number in list(numbers.items())[n_known:]]
 
     def grow(self, plan: Plan) -> IntArray:
         """Go on with a plan that has more tasks."""
@@ -235,8 +233,7 @@ class Recording:
         parents = [task for task, last in plan.alias.items() if last >= n]
         if self._tainted[parents].any():
             self._tainted[n:] = True
-        self._name_callables()
-        self._rows.grown = [(plan.n_tasks, plan.n_layers, _edges(plan), self._run)]
+        self._has_grown = True
         if self._resume is None:
             return np.zeros(0, np.int32)
         new = range(n, plan.n_tasks)
@@ -259,13 +256,14 @@ class Recording:
 
     def take(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Take in what was noted."""
-        self._entries += entries
-        for _, entry in entries:
+        for numbered in entries:
+            entry = numbered[1]
             if isinstance(entry, Event):
-                self._ends_layer |= isinstance(entry, WorkflowTaskParallelCompleted)
-                if isinstance(entry, WorkflowToolFallback) and entry.kind != "retry":
-                    # What follows will be made from something else than its fingerprint says.
-                    self._tainted |= followers(self._plan, [self._plan.find(entry.task)])
+                # At once: what the ledger says of a task that failed changes with its next attempt.
+                self._rows.events.append((self._run, entry.seq, line_of(entry)))
+                self._collect_event(entry)
+            else:
+                self._entries.append(numbered)
         self.look_at = self._flushed_at + max(_FLUSH_SECONDS, _MOST_SHARE * self._flush_seconds)
         self.look_at = max(self._flushed_at, min(self.look_at, self._flushed_at + _SYNC_SECONDS))
 
@@ -324,6 +322,9 @@ class Recording:
                 for statement, rows in (*self._rows.statements(), *more):
                     if rows:
                         self._connection.executemany(statement, rows)
+                if self._has_grown:
+                    plan = self._plan
+                    execute(_GROWN, (plan.n_tasks, plan.n_layers, *_columns(plan), self._run))
                 execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
@@ -331,14 +332,12 @@ class Recording:
                 raise
         except sqlite3.Error as error:
             if not self._has_failed or self._is_ended:
-                ending = (
-                    "what the run did since is not kept" if self._is_ended else "the run goes on, and it is retried"
-                )
+                ending = "what it did since is not kept" if self._is_ended else "it goes on, and this is tried again"
                 report(f"{as_store_error(error, self._path)} Run {self._ledger.run_id}: {ending}.", StoreWarning)
             self._has_failed = True
             return False
         self._rows = _Rows()
-        self._has_failed = False
+        self._has_failed = self._has_grown = False
         return True
 
     # From entries to rows
@@ -347,10 +346,7 @@ class Recording:
         """Make rows of what was told."""
         entries, self._entries = self._entries, []
         for seq, entry in entries:
-            if isinstance(entry, Event):
-                self._rows.events.append((self._run, entry.seq, line_of(entry)))
-                self._collect_event(entry)
-            elif isinstance(entry, NotRun):
+            if isinstance(entry, NotRun):
                 self._collect_not_run(entry, seq)
             else:
                 self._collect_completed(entry, seq)
@@ -385,26 +381,18 @@ class Recording:
 
     def _collect_completed(self, tasks: Tasks, seq: int | None) -> None:
         """Make rows of tasks that completed; ``seq`` is the number of the first event, None: events tell of it."""
-        plan, ledger, rows = self._plan, self._ledger, as_index(tasks)
+        ledger, rows = self._ledger, as_index(tasks)
         run, of_task, began, attempts = self._run, self._fingerprints.of_task, ledger.began, ledger.attempts
-        columns = (
-            self._callable_of[plan.template_of[rows]],
-            plan.layers[rows],
-            ledger.start[rows] - began,
-            ledger.duration[rows],
-            ledger.worker[rows],
-            ledger.bytes[rows],
-        )
+        columns = (ledger.start[rows] - began, ledger.duration[rows], ledger.worker[rows], ledger.bytes[rows])
         tainted = self._tainted if self._tainted.any() else None
-        status, name, add = int(Status.COMPLETED), plan.name, self._rows.tasks.append
+        status, add = int(Status.COMPLETED), self._rows.tasks.append
         numbers = tasks if isinstance(tasks, range) else tasks.tolist()
-        for task, called, layer, start, seconds, worker, n_bytes in zip(
+        for task, start, seconds, worker, n_bytes in zip(
             numbers, *(column.tolist() for column in columns), strict=True
         ):
             fingerprint = of_task[task] if tainted is None or not tainted[task] else None
             attempt = attempts.get(task, 1) if attempts else 1
-            told = (called, layer, status, fingerprint, None, seq, attempt, start, seconds, worker, n_bytes, None)
-            add((run, task, name(task), *told))
+            add((run, task, status, fingerprint, None, seq, attempt, start, seconds, worker, n_bytes, None))
             if seq is not None:
                 seq += 2
 
@@ -414,29 +402,33 @@ class Recording:
         status = int(Status.CACHED if is_cached else Status.SKIPPED)
         for number, task in enumerate(entry.tasks.tolist(), seq):
             fingerprint, source = (of_task[task], self._priors.source(task)) if is_cached else (None, entry.cause)
-            told = (status, fingerprint, source, number, 0, at, None, None, 0, None)
-            self._rows.tasks.append((*self._head_of(task), *told))
-
-    def _head_of(self, task: int) -> tuple[int, int, str, int, int]:
-        plan = self._plan
-        called = int(self._callable_of[plan.template_of[task]])
-        return self._run, task, plan.name(task), called, int(plan.layers[task])
+            self._rows.tasks.append((self._run, task, status, fingerprint, source, number, 0, at, None, None, 0, None))
 
     def _collect_event(self, event: Event) -> None:
         """Make rows of what an event tells of a task."""
-        if isinstance(event, WorkflowTaskCompleted):
-            task = self._plan.find(event.task)
-            self._collect_completed(range(task, task + 1), None)
-        elif isinstance(event, WorkflowTaskRetried):
-            self._collect_failure(event.task, event.attempt - 1, event.error)
-        elif isinstance(event, WorkflowToolFallback):
-            self._collect_failure(event.task, event.attempt, event.error)
-        elif isinstance(event, WorkflowTaskFailed):
-            self._collect_failure(event.task, event.attempt, event.error, is_final=True)
-        elif isinstance(event, WorkflowTaskRolledBack) and event.error is None:
-            task = self._plan.find(event.task)
-            self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
-            self._rows.forgotten.append((self._fingerprints.of_task[task],))
+        find = self._plan.find
+        match event:
+            case WorkflowTaskParallelCompleted():
+                self._ends_layer = True
+            case WorkflowTaskCompleted():
+                task = find(event.task)
+                self._collect_completed(range(task, task + 1), None)
+            case WorkflowTaskSkipped():
+                told = (int(Status.SKIPPED), None, None, None, 0, None, None, None, 0, None)
+                self._rows.tasks.append((self._run, find(event.task), *told))
+            case WorkflowTaskRetried():
+                self._collect_failure(event.task, event.attempt - 1, event.error)
+            case WorkflowToolFallback():
+                self._collect_failure(event.task, event.attempt, event.error)
+                if event.kind != "retry":
+                    # What follows will be made from something else than its fingerprint says.
+                    self._tainted |= followers(self._plan, [find(event.task)])
+            case WorkflowTaskFailed():
+                self._collect_failure(event.task, event.attempt, event.error, is_final=True)
+            case WorkflowTaskRolledBack(error=None):
+                task = find(event.task)
+                self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
+                self._rows.forgotten.append((self._fingerprints.of_task[task],))
 
     def _collect_failure(self, name: str, attempt: int, error: str, *, is_final: bool = False) -> None:
         task, ledger = self._plan.find(name), self._ledger
@@ -445,21 +437,22 @@ class Recording:
         trace = "" if found is None or not is_final else "".join(traceback.format_exception(found))
         self._rows.attempts.append((self._run, task, attempt, *at, error, trace))
         if is_final:
-            self._rows.tasks.append(
-                (*self._head_of(task), int(Status.FAILED), None, None, None, attempt, *at, 0, error)
-            )
+            told = (int(Status.FAILED), None, None, None, attempt, *at, 0, error)
+            self._rows.tasks.append((self._run, task, *told))
 
     def _is_kept(self, task: int) -> bool:
         return self._fingerprints.of_task[task] is not None and not self._tainted[task]
 
 
 @contextmanager
-def recording(path: Path | None, plan: Plan, policy: RunPolicy, resume: Resume | None) -> Iterator[Recording | None]:
+def recording(
+    path: str | os.PathLike[str] | None, plan: Plan, policy: RunPolicy, resume: Resume | None
+) -> Iterator[Recording | None]:
     """Have a run kept in a store; nothing is done where there is none."""
     if path is None:
         yield None
         return
-    keeper = Recording(path, plan, policy, resume)
+    keeper = Recording(Path(path), plan, policy, resume)
     try:
         keeper.warn_of_not_stored()
         yield keeper
@@ -467,8 +460,18 @@ def recording(path: Path | None, plan: Plan, policy: RunPolicy, resume: Resume |
         keeper.finish("interrupted")  # unless it was told how the run ended
 
 
-def _edges(plan: Plan) -> bytes:
-    return zlib.compress(np.concatenate(plan.graph.edges()).astype("<i4").tobytes(), 1)
+def _columns(plan: Plan) -> tuple[bytes, ...]:
+    """Return what the row of a run tells of its tasks: what they call and are called, and what depends on what."""
+    numbers: dict[str, int] = {}
+    called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
+    given = [text for task, name in plan.given_names.items() for text in (str(task), name)]
+    return (
+        pack_texts(list(numbers)),
+        pack_integers(np.array(called, np.int32)[plan.template_of]),
+        pack_integers(plan.ordinals),
+        pack_texts(given),
+        pack_integers(*plan.graph.edges()),
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, overload
 
@@ -176,6 +176,7 @@ class RunResult:
         cpu_seconds: CPU time that workers spent in it.
         peak_rss: largest resident memory of a worker so far, bytes.
         rollback: what was undone after the run failed or was called off.
+        not_stored: why the run store keeps no value of some tasks, by name; empty where there is no store.
 
     Example:
         >>> from forgepar import Workflow
@@ -206,6 +207,7 @@ class RunResult:
         self.wall_seconds = ledger.wall_seconds
         self.cpu_seconds = ledger.cpu_seconds
         self.peak_rss = ledger.peak_rss
+        self.not_stored: Mapping[str, str] = {}
 
     @property
     def ok(self) -> bool:

@@ -1,7 +1,6 @@
 """The file of a run store: one SQLite database, who may open it, its tables, and how they came to be.
 
-    runs ──┬── callables   what the tasks call, by name
-           ├── tasks       a row a settled task, with its last attempt
+    runs ──┬── tasks       a row a settled task, with its last attempt
            ├── attempts    a row an attempt that failed
            ├── events      what happened but for the starts and ends of tasks, which `tasks` tells
            └── values      by fingerprint and run: a pickle, or which file it is in
@@ -11,21 +10,28 @@ A store is opened by those alone who wrote it: its values are pickles, which run
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
 
 APPLICATION_ID = 0x666F7267  # "forg"
 PATIENCE_SECONDS = 10.0  # for whoever holds the lock of the database
 _STEP_SECONDS = 0.05
+_CACHE_KIB = 32 << 10  # what one transaction touches at most, about: SQLite's own 2 MiB cost a tenth of its time
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 # What each version added to the one before; the database's user_version tells how many of these it has.
@@ -51,20 +57,15 @@ MIGRATIONS = (
         pid_started TEXT NOT NULL,
         python TEXT NOT NULL,
         forgepar TEXT NOT NULL,
-        edges BLOB NOT NULL        -- zlib of int32: all that are waited for, then all that wait
+        callables BLOB NOT NULL,   -- names of what the tasks call (see `pack_texts`)
+        callable_of BLOB NOT NULL, -- which of these, a task each (see `pack_integers`)
+        ordinals BLOB NOT NULL,    -- what a task's name has behind that of its callable; -1: nothing
+        given_names BLOB NOT NULL, -- number and name, one behind the other, of tasks whose name is another
+        edges BLOB NOT NULL        -- all that are waited for, then all that wait
     );
-    CREATE TABLE callables(
-        run INTEGER NOT NULL,
-        number INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        PRIMARY KEY(run, number)
-    ) WITHOUT ROWID;
     CREATE TABLE tasks(
         run INTEGER NOT NULL,
         task INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        callable INTEGER NOT NULL, -- its number in `callables`
-        layer INTEGER NOT NULL,
         status INTEGER NOT NULL,   -- runstate.Status
         fingerprint BLOB,          -- NULL where the value was not kept
         source INTEGER,            -- of one that is cached, the run that did it; of one skipped, the task it waited for
@@ -98,7 +99,7 @@ MIGRATIONS = (
         fingerprint BLOB NOT NULL,
         run INTEGER NOT NULL,
         kind INTEGER NOT NULL,     -- 0 scalar, 1 blob, 2 file
-        checksum BLOB NOT NULL,    -- BLAKE2b of fingerprint, kind and payload
+        checksum INTEGER NOT NULL, -- CRC-32 of fingerprint and payload, begun with the kind
         payload BLOB NOT NULL,     -- the pickle, or digest and lengths of what is in a file
         PRIMARY KEY(fingerprint, run)
     ) WITHOUT ROWID;
@@ -209,6 +210,8 @@ def telling(path: Path) -> Iterator[None]:
     """Say what is wrong with a store, in place of what SQLite says."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise  # a fault of this program
     except sqlite3.Error as error:
         raise as_store_error(error, path) from error
 
@@ -265,12 +268,13 @@ def _prepare(connection: sqlite3.Connection, path: Path, deadline: float) -> Non
         )
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if _check_version(connection, path) == len(MIGRATIONS):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
         for script in MIGRATIONS[_check_version(connection, path) :]:  # somebody else may just have done it
-            for statement in filter(str.strip, script.split(";")):
+            for statement in filter(str.strip, script.split(";\n")):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
@@ -301,6 +305,27 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
             path=str(path),
         )
     return int(version)
+
+
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """Return texts as one column of a row."""
+    return zlib.compress(json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass"), 1)
+
+
+def unpack_texts(data: bytes) -> list[str]:
+    """Turn back what `pack_texts` made."""
+    texts: list[str] = json.loads(zlib.decompress(data).decode("utf-8", "surrogatepass"))
+    return texts
+
+
+def pack_integers(*columns: NDArray[np.integer[Any]]) -> bytes:
+    """Return integers as one column of a row, one array behind the other."""
+    return zlib.compress(np.concatenate(columns).astype("<i4").tobytes(), 1)
+
+
+def unpack_integers(data: bytes) -> NDArray[np.int32]:
+    """Turn back what `pack_integers` made, as one array."""
+    return np.frombuffer(zlib.decompress(data), "<i4").astype(np.int32)
 
 
 def python_version() -> str:
