@@ -19,6 +19,7 @@ __all__ = [
     "BytesUsed",
     "CancellationToken",
     "ChainFallback",
+    "Collected",
     "Command",
     "CyclicWorkflow",
     "DuplicateTaskName",
@@ -40,6 +41,7 @@ __all__ = [
     "Resume",
     "RetryFallback",
     "RollbackReport",
+    "RunFacts",
     "RunProgress",
     "RunResult",
     "RunSnapshot",
@@ -47,10 +49,13 @@ __all__ = [
     "RunTimeout",
     "RunningTask",
     "SkipFallback",
+    "Store",
     "StoreBusy",
     "StoreError",
     "StoreUntrusted",
     "StoreWarning",
+    "StoredRun",
+    "StoredValue",
     "Subflow",
     "Task",
     "TaskContext",
@@ -106,6 +111,8 @@ _HOME = {
     "console": ("OutputLine",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
     "snapshot": ("RunSnapshot", "RunningTask"),
+    "store": ("RunFacts", "Store", "StoredRun", "StoredValue"),
+    "collecting": ("Collected",),
     "subflow": ("Subflow",),
     "rollback": ("RollbackReport",),
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
@@ -122,6 +129,7 @@ if TYPE_CHECKING:
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding
+    from forgepar.collecting import Collected
     from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
@@ -166,6 +174,7 @@ if TYPE_CHECKING:
     from forgepar.rollback import RollbackReport
     from forgepar.runtable import FailedAttempt, LayerRow, RunTable
     from forgepar.snapshot import RunningTask, RunSnapshot
+    from forgepar.store import RunFacts, Store, StoredRun, StoredValue
     from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task
     from forgepar.toolbox import Tool, ToolRegistry

@@ -102,11 +102,14 @@ class Books:
         self.events.grow(plan)
         self.event(WorkflowTasksAdded(self._now(), plan.name(task), n_new, plan.n_layers))
 
+    def start_clock(self) -> None:
+        """Have the run begin now."""
+        self.ledger.began, self.ledger.began_at = time.perf_counter(), time.time()
+        self._arena.reset_peak()
+
     def begin(self) -> None:
         """Note the start of the run."""
-        plan, ledger = self._plan, self.ledger
-        ledger.began, ledger.began_at = time.perf_counter(), time.time()
-        self._arena.reset_peak()
+        plan = self._plan
         self.event(WorkflowStarted(self._now(), plan.workflow_name, plan.n_tasks, plan.n_layers))
         self.event(WorkflowDeadlockCheck(self._now(), plan.n_tasks, plan.n_layers))
 

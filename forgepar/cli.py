@@ -7,21 +7,25 @@ else to standard error; a traceback is printed only of the user's own code.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 import forgepar
-from forgepar.commands import running
-from forgepar.commands.base import INTERRUPTED, complain
-from forgepar.errors import StoreError, WorkerStartFailed, WorkflowError
+from forgepar.commands import running, stores
+from forgepar.commands.base import DONE, INTERRUPTED, complain
+from forgepar.errors import MissingResult, StoreError, WorkerStartFailed, WorkflowError
 
-_ROOMS = (running,)  # in the order in which help tells their commands
+_ROOMS = (running, stores)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
   forgepar run forgepar.examples.census
   forgepar run forgepar.examples.census -p root=src --workers 4
   forgepar run pipeline.py:nightly -p day=2024-05-01 --summary
   forgepar layers pipeline.py:nightly
   forgepar check pipeline.py:nightly
+  forgepar run pipeline.py:nightly --store runs.db --resume
+  forgepar runs runs.db
+  forgepar show runs.db last
 """
 
 
@@ -37,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments)
-    except (WorkflowError, WorkerStartFailed, StoreError, ValueError) as error:
+    except (WorkflowError, WorkerStartFailed, StoreError, MissingResult, ValueError) as error:
         return complain(error)
+    except BrokenPipeError:  # who read the output, as `head` does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return DONE
     except KeyboardInterrupt:
         print("forgepar: interrupted; the workers are ended", file=sys.stderr)
         return INTERRUPTED

@@ -144,12 +144,14 @@ class Dispatcher:
             self.version += 1  # at rest, for whoever still looks
 
     def _run(self) -> None:
+        self.books.start_clock()
+        restored = None if self._keeper is None else self._keeper.begin(self.books.ledger, self.backend.arena)
         self.books.begin()
         self._watch.begin(self.books.ledger.began)
         if self._cancel is not None and self._cancel.ends_at is not None:
             self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
-        if self._keeper is not None:
-            self._restore(self._keeper, self._keeper.begin(self.books.ledger, self.backend.arena))
+        if self._keeper is not None and restored is not None:
+            self._restore(self._keeper, restored)
         self._note(self.state.begin())
         for joined in self.backend.joined():
             self.pids[joined.slot] = joined.pid

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,6 +31,7 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
 
 SCALAR, BLOB, FILE = 0, 1, 2  # what a payload is
+_MOST_NAMED = 3  # tasks in a warning
 _SHORT = 64  # bytes of a payload that is kept in memory until it is needed
 _AT_ONCE = 500  # fingerprints asked for in one statement
 _FIND = 'SELECT fingerprint, run, kind, checksum, payload FROM "values" WHERE fingerprint IN (%s) ORDER BY run DESC'
@@ -170,9 +171,8 @@ class Priors:
                     self._found[task] = Prior(run, kind, payload if len(payload) <= _SHORT or kind == FILE else None)
                 else:
                     altered[task] = run
-        for task, run in altered.items():
-            if task not in self._found:
-                _tell_damage(plan.name(task), f"what the store has of run {run} was altered")
+        lost = {task: f"what the store has of run {run} was altered" for task, run in altered.items()}
+        _tell_damage(plan, {task: why for task, why in lost.items() if task not in self._found})
 
     def _read(self, task: int, run: int, kind: int) -> bytes:
         fingerprint = self._fingerprints[task]
@@ -207,7 +207,7 @@ class Priors:
                 try:
                     left = branching.otherwise if self._value(gate) else branching.then
                 except StoreError as error:
-                    _tell_damage(plan.name(gate), str(error))
+                    _tell_damage(plan, {gate: str(error)})
                     del self._found[gate]
                     left = (*branching.then, *branching.otherwise, branching.join)
             for task in left:
@@ -224,15 +224,21 @@ class Priors:
             files = [task for task, prior in self._found.items() if prior.kind == FILE and task in needed - checked]
             if not files:
                 return
-            for task in files:
-                checked.add(task)
-                payload = self._found[task].payload
-                assert payload is not None
-                try:
-                    self._files.read(*name_and_lengths(payload))
-                except StoreError as error:
-                    _tell_damage(plan.name(task), str(error))
-                    del self._found[task]
+            checked.update(files)
+            damage = {task: why for task in files if (why := self._damage(task)) is not None}
+            _tell_damage(plan, damage)
+            for task in damage:
+                del self._found[task]
+
+    def _damage(self, task: int) -> str | None:
+        """Tell what is wrong with the file that holds a task's value."""
+        payload = self._found[task].payload
+        assert payload is not None
+        try:
+            self._files.read(*name_and_lengths(payload))
+        except StoreError as error:
+            return str(error)
+        return None
 
 
 def checksum_of(fingerprint: bytes, kind: int, payload: bytes) -> int:
@@ -299,5 +305,11 @@ def _matching(plan: Plan, name: str) -> list[int]:
     return []
 
 
-def _tell_damage(name: str, what: str) -> None:
-    report(f"the stored value of task {name!r} is not used, and computed again: {what}.", StoreWarning)
+def _tell_damage(plan: Plan, damage: Mapping[int, str]) -> None:
+    if not damage:
+        return
+    names = [repr(plan.name(task)) for task in list(damage)[:_MOST_NAMED]]
+    more = f" and {len(damage) - len(names)} more" if len(damage) > len(names) else ""
+    told = f"the stored value of task {names[0]} is" if len(damage) == 1 else f"the stored values of {', '.join(names)}"
+    are = "" if len(damage) == 1 else f"{more} are"
+    report(f"{told}{are} not used, and computed again: {next(iter(damage.values()))}.", StoreWarning)

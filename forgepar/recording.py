@@ -52,6 +52,7 @@ from forgepar.storefile import (
     PATIENCE_SECONDS,
     as_store_error,
     files_of,
+    insert_all,
     open_to_write,
     pack_integers,
     pack_texts,
@@ -70,10 +71,6 @@ _RETRY_SECONDS = 1.0  # until one that failed is tried again
 _BUSY_SECONDS = 0.05  # how long a transaction waits for another program, while a run goes
 _LEAST_ALIKE = 3  # names told of tasks that have one reason not to be kept
 
-_TASK = "INSERT OR REPLACE INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
-_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?,?,?)"
-_EVENT = "INSERT OR REPLACE INTO events VALUES (?,?,?)"
-_VALUE = 'INSERT OR REPLACE INTO "values" VALUES (?,?,?,?,?)'
 _UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
 _FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
 _RUN = (
@@ -99,15 +96,13 @@ class _Rows:
     undone: list[tuple[Any, ...]] = field(default_factory=list)
     forgotten: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def statements(self) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-        """Yield what to execute, in order."""
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write them, in order."""
         self.values.sort()  # neighbours in the file are written one after the other
-        yield _TASK, self.tasks
-        yield _ATTEMPT, self.attempts
-        yield _EVENT, self.events
-        yield _VALUE, self.values
-        yield _UNDONE, self.undone
-        yield _FORGET, self.forgotten
+        for table in ("tasks", "attempts", "events", "values"):
+            insert_all(connection, table, getattr(self, table))
+        connection.executemany(_UNDONE, self.undone)
+        connection.executemany(_FORGET, self.forgotten)
 
 
 class Recording:
@@ -287,7 +282,7 @@ class Recording:
             ledger = self._ledger
             wall = ledger.wall_seconds or time.perf_counter() - ledger.began
             end = (status, ledger.began_at + wall, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
-            self._commit(is_synced=True, more=[(_ENDED, [end])])
+            self._commit(is_synced=True, end=end)
         self._close()
 
     def _close(self) -> None:
@@ -312,16 +307,16 @@ class Recording:
             self._ends_layer = False
         self.look_at = self._flushed_at + _FLUSH_SECONDS if self._writer.is_busy else math.inf
 
-    def _commit(self, *, is_synced: bool, more: Sequence[tuple[str, list[tuple[Any, ...]]]] = ()) -> bool:
+    def _commit(self, *, is_synced: bool, end: tuple[Any, ...] | None = None) -> bool:
         """Write the rows in one transaction; tell whether they are in."""
         execute = self._connection.execute
         try:
             execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
             execute("BEGIN IMMEDIATE")
             try:
-                for statement, rows in (*self._rows.statements(), *more):
-                    if rows:
-                        self._connection.executemany(statement, rows)
+                self._rows.write(self._connection)
+                if end is not None:
+                    execute(_ENDED, end)
                 if self._has_grown:
                     plan = self._plan
                     execute(_GROWN, (plan.n_tasks, plan.n_layers, *_columns(plan), self._run))

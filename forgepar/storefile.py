@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
 APPLICATION_ID = 0x666F7267  # "forg"
 PATIENCE_SECONDS = 10.0  # for whoever holds the lock of the database
 _STEP_SECONDS = 0.05
+_ROWS_A_STATEMENT = 32
 _CACHE_KIB = 32 << 10  # what one transaction touches at most, about: SQLite's own 2 MiB cost a tenth of its time
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -305,6 +307,25 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
             path=str(path),
         )
     return int(version)
+
+
+def insert_all(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows that may be there already, several a statement: that takes two thirds of the time of one a statement.
+
+    Args:
+        connection: of the store, within a transaction.
+        table: its name.
+        rows: of equal length.
+    """
+    if not rows:
+        return
+    form = f"({','.join('?' * len(rows[0]))})"
+    insert = f'INSERT OR REPLACE INTO "{table}" VALUES '  # noqa: S608  (a name of this program)
+    several = insert + ",".join([form] * _ROWS_A_STATEMENT)
+    n_full = len(rows) // _ROWS_A_STATEMENT * _ROWS_A_STATEMENT
+    for first in range(0, n_full, _ROWS_A_STATEMENT):
+        connection.execute(several, list(chain.from_iterable(rows[first : first + _ROWS_A_STATEMENT])))
+    connection.executemany(insert + form, rows[n_full:])
 
 
 def pack_texts(texts: Sequence[str]) -> bytes:

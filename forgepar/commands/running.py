@@ -12,6 +12,7 @@ from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_t
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
+from forgepar.priors import Resume
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.workflow import Workflow
@@ -36,6 +37,17 @@ def add_to(commands: Commands) -> None:
     )
     command.add_argument("--tag-output", action="store_true", help="begin each line that a task prints with its name")
     command.add_argument("--audit", metavar="FILE", help="append what happens to a file, a line of JSON an event")
+    command.add_argument("--store", type=Path, metavar="FILE", help="keep the run and its values in a run store")
+    command.add_argument(
+        "--resume", action="store_true", help="do not run tasks whose values the store has from earlier runs"
+    )
+    command.add_argument(
+        "--rerun", action="append", default=[], metavar="NAME", help="run this task again, or those like load-*"
+    )
+    command.add_argument(
+        "--from", dest="start_from", action="append", default=[], metavar="NAME", help="and all that follows it, too"
+    )
+    command.add_argument("--wait", action="store_true", help="wait for a run of the same workflow in the store to end")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
     command = add_target_command(
@@ -71,6 +83,8 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 layer_timeout=arguments.layer_timeout,
                 show="tagged" if arguments.tag_output else "plain",
                 audit=arguments.audit,
+                store=arguments.store,
+                resume=_resume(arguments),
             )
         except WorkflowFailed as failure:
             _print_failure(failure, with_summary=arguments.summary)
@@ -81,6 +95,15 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     if arguments.save_durations:
         arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
     return DONE
+
+
+def _resume(arguments: argparse.Namespace) -> bool | Resume:
+    """Return how to take up earlier runs; to name tasks that are to run again says that the others need not."""
+    if arguments.store is None and (arguments.resume or arguments.rerun or arguments.start_from or arguments.wait):
+        raise ValueError("--resume, --rerun, --from and --wait need a run store. Give --store FILE as well.")
+    if not (arguments.resume or arguments.rerun or arguments.start_from):
+        return False
+    return Resume(arguments.rerun, arguments.start_from, arguments.wait)
 
 
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:

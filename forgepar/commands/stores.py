@@ -1,0 +1,288 @@
+"""The commands that ask a run store, or clear it: ``runs``, ``show``, ``values``, ``export`` and ``gc``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from forgepar.audit import line_of
+from forgepar.collecting import collect
+from forgepar.commands.base import DONE, Commands, add_command
+from forgepar.machine import as_bytes, as_text
+from forgepar.runtable import RunTable
+from forgepar.store import RunFacts, Store, StoredRun
+
+_STORE_HELP = "the file of a run store, as run --store makes it; its values are pickles: ask only stores of your own"
+_RUN_HELP = "number or id of a run, or the beginning of its id; the last one if left out, or if it is 'last'"
+_MOST_FAILURES = 10  # whose tracebacks are shown
+_MOST_SLOWEST = 10
+_SHORT_ID = 8
+
+
+def add_to(commands: Commands) -> None:
+    """Add these commands to the command line."""
+    command = _store_command(commands, "runs", runs, "list the runs in a store")
+    _add_json(command)
+    command = _store_command(commands, "show", show, "tell what a run did: layers, slowest tasks, failures, bytes")
+    _add_run(command)
+    command.add_argument("--all", action="store_true", help="show every failure")
+    _add_json(command)
+    command = _store_command(commands, "values", values, "print the value of a task, or list those that a run has")
+    command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
+    command.add_argument("name", metavar="NAME", nargs="?", help="of a task; the values are listed if it is left out")
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the value there, as a pickle")
+    _add_json(command)
+    command = _store_command(commands, "export", export, "write a run in a form that other programs read")
+    _add_run(command)
+    command.add_argument("--format", choices=tuple(_FORMATS), default="jsonl", help="default: jsonl, a line an event")
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; standard output if left out")
+    command = _store_command(commands, "gc", gc, "remove old runs and values from a store")
+    command.add_argument("--keep", type=_count, metavar="N", help="keep only the newest N runs")
+    command.add_argument(
+        "--max-bytes", type=_size, metavar="SIZE", help="remove values of the oldest runs, until the rest is no larger"
+    )
+    _add_json(command)
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """Print a line a run."""
+    with Store.open(arguments.store) as store:
+        found = store.runs()
+    if arguments.json:
+        _print_json([asdict(facts) for facts in found])
+        return DONE
+    if not found:
+        print(f"{arguments.store} has no runs")
+    for line in _in_columns(
+        ["run", "id", "workflow", "status", "began", "took", "tasks", "layers", "workers"],
+        [
+            (
+                facts.number,
+                facts.run_id[:_SHORT_ID],
+                facts.workflow,
+                facts.status + (" (resumed)" if facts.is_resumed else ""),
+                _date(facts.began_at),
+                _seconds(facts.wall_seconds),
+                facts.n_tasks,
+                facts.n_layers,
+                facts.n_workers,
+            )
+            for facts in found
+        ],
+        left=(1, 2, 3, 4),
+    ):
+        print(line)
+    return DONE
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print what a run did."""
+    with Store.open(arguments.store) as store:
+        run = store.run(arguments.run)
+        facts, table = run.facts, run.table()
+    if arguments.json:
+        _print_json(_as_json(facts, table))
+        return DONE
+    for line in _description(facts, table, most=len(table.failures) if arguments.all else _MOST_FAILURES):
+        print(line)
+    return DONE
+
+
+def values(arguments: argparse.Namespace) -> int:
+    """Print a value, or list those there are."""
+    with Store.open(arguments.store) as store:
+        run = store.run(arguments.run)
+        if arguments.name is None:
+            return _list_values(run, as_json=arguments.json)
+        value = run.value(arguments.name)
+    if arguments.output is not None:
+        arguments.output.write_bytes(pickle.dumps(value, protocol=5))
+    elif arguments.json:
+        _print_json(value)
+    else:
+        print(value if isinstance(value, str) else repr(value))
+    return DONE
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run in another form."""
+    with Store.open(arguments.store) as store:
+        run = store.run(arguments.run)
+        if arguments.output is None:
+            _FORMATS[arguments.format](run, sys.stdout)
+        else:
+            with arguments.output.open("w", encoding="utf-8") as file:
+                _FORMATS[arguments.format](run, file)
+    return DONE
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """Remove what is old, and tell how much that was."""
+    if arguments.keep is None and arguments.max_bytes is None:
+        raise ValueError("gc removes nothing unless told what may stay. Give --keep N, --max-bytes SIZE, or both.")
+    collected = collect(arguments.store, keep=arguments.keep, max_bytes=arguments.max_bytes)
+    if arguments.json:
+        _print_json(asdict(collected))
+    else:
+        print(collected)
+    return DONE
+
+
+def _write_lines(run: StoredRun, file: Any) -> None:
+    for event in run.events():
+        file.write(line_of(event) + "\n")
+
+
+_FORMATS = {"jsonl": _write_lines}
+
+
+def _list_values(run: StoredRun, *, as_json: bool) -> int:
+    found = run.stored_values()
+    if as_json:
+        _print_json([value._asdict() for value in found])
+        return DONE
+    rows = [(value.name, as_text(value.n_bytes), value.made_by) for value in found]
+    for line in _in_columns(["task", "size", "made by run"], rows, left=(0,)):
+        print(line)
+    return DONE
+
+
+def _description(facts: RunFacts, table: RunTable, most: int) -> Iterator[str]:
+    """Yield the lines that tell of a run."""
+    counts = ", ".join(f"{n} {status}" for status, n in table.status_counts().items())
+    yield f"run {facts.number} ({facts.run_id}) of {facts.workflow!r}: {facts.status}{' (resumed)' * facts.is_resumed}"
+    took = f"took {_seconds(facts.wall_seconds)} on {facts.n_workers} workers"
+    yield f"began {_date(facts.began_at)}, {took}, schedule {facts.schedule}"
+    yield f"on {facts.host}, pid {facts.pid}, Python {facts.python}, forgepar {facts.forgepar}"
+    yield f"tasks: {counts}"
+    yield (
+        f"CPU {_seconds(facts.cpu_seconds)}, largest worker {as_text(facts.peak_rss)}, "
+        f"values {as_text(int(table.bytes.sum()))}"
+    )
+    if n_again := len(table.failures) - len(table.errors):
+        yield f"attempts that failed and were made again: {n_again}"
+    yield ""
+    yield from _in_columns(
+        ["layer", "tasks", "wall", "longest", "work", "longest task"],
+        [
+            (
+                row.layer,
+                row.n_tasks,
+                _seconds(row.wall_seconds),
+                _seconds(row.longest_seconds),
+                _seconds(row.work_seconds),
+                row.longest_task,
+            )
+            for row in table.layer_table()
+        ],
+        left=(5,),
+    )
+    yield ""
+    yield from _in_columns(
+        ["slowest task", "layer", "took", "worker", "attempt", "bytes"],
+        [
+            (
+                table.names[task],
+                int(table.layer[task]),
+                _seconds(float(table.seconds[task])),
+                int(table.worker[task]),
+                int(table.attempt[task]),
+                as_text(int(table.bytes[task])),
+            )
+            for task in table.slowest(_MOST_SLOWEST).tolist()
+        ],
+        left=(0,),
+    )
+    yield from _told_failures(table, most)
+
+
+def _told_failures(table: RunTable, most: int) -> Iterator[str]:
+    for failure in table.failures[:most]:
+        yield ""
+        yield f"task {table.names[failure.task]!r} failed at attempt {failure.attempt}: {failure.error}"
+        yield from ("  " + line for line in failure.traceback.splitlines())
+    if len(table.failures) > most:
+        yield f"... and {len(table.failures) - most} more failed attempts (--all)"
+
+
+def _as_json(facts: RunFacts, table: RunTable) -> dict[str, Any]:
+    return {
+        **asdict(facts),
+        "counts": table.status_counts(),
+        "bytes": int(table.bytes.sum()),
+        "layers": [asdict(row) for row in table.layer_table()],
+        "tasks": list(table),
+        "failures": [{**failure._asdict(), "task": table.names[failure.task]} for failure in table.failures],
+    }
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_finite(value), indent=1, default=repr))
+
+
+def _finite(value: Any) -> Any:
+    """Put null in place of what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _in_columns(head: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int] = ()) -> list[str]:
+    """Lay rows out below their heads, numbers to the right and the columns ``left`` to the left; [] where none are."""
+    if not rows:
+        return []
+    texts = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in texts
+    ]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def _date(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def _size(text: str) -> int:
+    try:
+        return as_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _store_command(commands: Commands, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    command = add_command(commands, name, function, text)
+    command.add_argument("store", metavar="STORE", type=Path, help=_STORE_HELP)
+    return command
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
