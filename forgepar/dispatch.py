@@ -24,6 +24,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
 from forgepar.backends.board import unmark
 from forgepar.backends.output import UNKNOWN_TASK
@@ -34,7 +37,7 @@ from forgepar.cancellation import CancellationToken
 from forgepar.claims import Claims
 from forgepar.console import Console
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
-from forgepar.errors import RunTimeout
+from forgepar.errors import RunTimeout, StoreError
 from forgepar.events import (
     Sink,
     WorkflowCancelled,
@@ -198,7 +201,9 @@ class Dispatcher:
         """Undo what was done, where a function does that."""
         state, books = self.state, self.books
         failed = [task for task in books.ledger.errors if state.status[task] == Status.FAILED]
-        rollback = Rollback(self.plan, state.status, self._policy.rollback, failed)
+        status, lost = self._with_taken_over()
+        rollback = Rollback(self.plan, status, self._policy.rollback, failed)
+        rollback.errors |= lost
         self.rollback = self._active = rollback
         if rollback.finished:
             return
@@ -207,6 +212,21 @@ class Dispatcher:
         self._loop()
         report = rollback.report()
         books.event(WorkflowRolledBack(time.time(), len(report.compensated), len(report.failed), report.n_without))
+
+    def _with_taken_over(self) -> tuple[NDArray[np.int8], dict[int, Exception]]:
+        """Return where tasks stand, those as done that this run took over; and what keeps some from being undone."""
+        status, lost = self.state.status, dict[int, Exception]()
+        if self._keeper is not None and len(taken_over := self._keeper.taken_over()):
+            status = status.copy()
+            for task in taken_over.tolist():
+                is_undone = int(self.plan.template_of[task]) in self.plan.stand_ins.undo
+                try:
+                    if is_undone and task in self._holdings.unloaded:
+                        self._holdings.load_one(task, self._keeper.load)
+                    status[task] = Status.COMPLETED
+                except StoreError as error:
+                    lost[task] = error
+        return status, lost
 
     def _restore(self, keeper: Keeper, tasks: IntArray) -> None:
         """Have tasks done that earlier runs did; what their values decide is decided now."""

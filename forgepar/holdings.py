@@ -29,7 +29,7 @@ class Holdings:
     Attributes:
         values: every task's value so far.
         has_coded: whether any was more than a scalar: until then there is nothing to free.
-        unloaded: the tasks that an earlier run did, and whose value is needed but not here yet.
+        unloaded: the tasks that an earlier run did, and whose value may be needed but is not here yet.
     """
 
     def __init__(self, plan: Plan, policy: RunPolicy, shipment: Shipment, arena: Arena) -> None:
@@ -48,7 +48,7 @@ class Holdings:
         done[tasks] = True
         takes_nothing = np.repeat(done, np.diff(plan.reference_start))
         self._takers -= np.bincount(plan.references[takes_nothing], minlength=plan.n_tasks)
-        self.unloaded.update(tasks[(self._takers[tasks] > 0) | self._kept[tasks]].tolist())
+        self.unloaded.update(tasks[(self._takers[tasks] > 0) | self._held[tasks]].tolist())
 
     def load(self, tasks: Tasks, load: Callable[[int], Wire]) -> None:
         """Load what some tasks take and earlier runs made."""

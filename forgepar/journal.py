@@ -114,15 +114,17 @@ class EventLog(Sequence[Event]):
     def of_completed(self, tasks: Tasks, seq: int) -> list[Event]:
         """Make two events a task; numbers go up from ``seq``."""
         plan, ledger, rows = self._plan, self._ledger, as_index(tasks)
-        run_id, attempts, offset = ledger.run_id, ledger.attempts, ledger.began_at - ledger.began
-        columns = (ledger.start, ledger.duration, ledger.worker, ledger.bytes, plan.layers)
+        run_id, attempts, began_at = ledger.run_id, ledger.attempts, ledger.began_at
+        columns = (ledger.duration, ledger.worker, ledger.bytes, plan.layers)
+        starts = ledger.start[rows] - ledger.began
         events: list[Event] = []
         for task, start, seconds, worker, n_bytes, layer in zip(
             tasks if isinstance(tasks, range) else tasks.tolist(),
+            starts.tolist(),
             *(column[rows].tolist() for column in columns),
             strict=True,
         ):
-            name, attempt, at = plan.name(task), attempts.get(task, 1), offset + start
+            name, attempt, at = plan.name(task), attempts.get(task, 1), began_at + start
             events += (
                 WorkflowTaskStarted(at, name, layer, attempt, worker, seq=seq, run_id=run_id),
                 WorkflowTaskCompleted(

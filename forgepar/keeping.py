@@ -60,6 +60,9 @@ class Keeper(Protocol):
     def grow(self, plan: Plan) -> IntArray:
         """Go on with a plan that has more tasks; return those among the new ones that need not run."""
 
+    def taken_over(self) -> IntArray:
+        """Return those that need not run as a run did them which never completed: this one undoes them if it fails."""
+
     def load(self, task: int) -> Wire:
         """Return the value of a task that need not run."""
 

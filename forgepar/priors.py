@@ -103,6 +103,9 @@ class Priors:
         connection: of the store.
         files: its large values.
         path: of the store, to be told.
+
+    Attributes:
+        completed_runs: numbers of the runs that came to a good end.
     """
 
     def __init__(self, connection: sqlite3.Connection, files: ValueFiles, path: Path) -> None:
@@ -111,6 +114,7 @@ class Priors:
         self._path = path
         self._found: dict[int, Prior] = {}
         self._fingerprints: Sequence[bytes | None] = ()
+        self.completed_runs: frozenset[int] = frozenset()
 
     def find(
         self, plan: Plan, fingerprints: Sequence[bytes | None], tasks: range, may: NDArray[np.bool_], kept: IntArray
@@ -125,6 +129,8 @@ class Priors:
             kept: those whose value the run's result keeps.
         """
         self._fingerprints = fingerprints
+        rows = self._connection.execute("SELECT id FROM runs WHERE status = 'completed'")
+        self.completed_runs = frozenset(number for (number,) in rows)
         wanted: dict[bytes, int] = {}
         for task in tasks:
             if may[task] and (fingerprint := fingerprints[task]) is not None:

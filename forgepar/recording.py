@@ -233,7 +233,14 @@ class Recording:
             return np.zeros(0, np.int32)
         new = range(n, plan.n_tasks)
         may = ~(self._tainted | self._resume.forced(plan))
-        return self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        found = self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        self._restored = np.append(self._restored, found)
+        return found
+
+    def taken_over(self) -> IntArray:
+        """Return the tasks that a run did which never completed."""
+        whole = self._priors.completed_runs
+        return np.array([task for task in self._restored.tolist() if self._priors.source(task) not in whole], np.int32)
 
     def load(self, task: int) -> Wire:
         """Return the value of a task that an earlier run did."""
@@ -409,8 +416,7 @@ class Recording:
                 task = find(event.task)
                 self._collect_completed(range(task, task + 1), None)
             case WorkflowTaskSkipped():
-                told = (int(Status.SKIPPED), None, None, None, 0, None, None, None, 0, None)
-                self._rows.tasks.append((self._run, find(event.task), *told))
+                self._collect_left_out(find(event.task))
             case WorkflowTaskRetried():
                 self._collect_failure(event.task, event.attempt - 1, event.error)
             case WorkflowToolFallback():
@@ -425,10 +431,28 @@ class Recording:
                 self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
                 self._rows.forgotten.append((self._fingerprints.of_task[task],))
 
+    def _collect_left_out(self, task: int) -> None:
+        """Make a row of a task that failed and is skipped for it."""
+        told = (
+            int(Status.SKIPPED),
+            None,
+            None,
+            None,
+            self._ledger.attempts.get(task, 1),
+            *self._last_of(task),
+            0,
+            None,
+        )
+        self._rows.tasks.append((self._run, task, *told))
+
+    def _last_of(self, task: int) -> tuple[float | None, float | None, int]:
+        """Return when the last attempt of a task began, how long it took and where it ran."""
+        ledger = self._ledger
+        return _finite(ledger.start[task] - ledger.began), _finite(ledger.duration[task]), int(ledger.worker[task])
+
     def _collect_failure(self, name: str, attempt: int, error: str, *, is_final: bool = False) -> None:
-        task, ledger = self._plan.find(name), self._ledger
-        at = (_finite(ledger.start[task] - ledger.began), _finite(ledger.duration[task]), int(ledger.worker[task]))
-        found = ledger.errors.get(task)
+        task = self._plan.find(name)
+        at, found = self._last_of(task), self._ledger.errors.get(task)
         trace = "" if found is None or not is_final else "".join(traceback.format_exception(found))
         self._rows.attempts.append((self._run, task, attempt, *at, error, trace))
         if is_final:

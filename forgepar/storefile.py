@@ -152,7 +152,10 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
                 f"file:{quote(str(path.resolve()))}?mode={mode}", timeout=patience, isolation_level=None, uri=True
             )
             try:
-                _check_version(connection, path)
+                if not _check_version(connection, path):
+                    raise StoreError(
+                        f"the run store {str(path)!r} is empty: no run was kept in it yet.", path=str(path)
+                    )
             except sqlite3.Error as error:
                 connection.close()
                 last = error

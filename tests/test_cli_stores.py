@@ -1,0 +1,150 @@
+"""The store's commands as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import forgepar as fp
+from forgepar import cli
+
+PIPELINE = """
+    import forgepar as fp
+
+    def part(i):
+        print(f"part {i}")
+        if i == 3:
+            raise LookupError("no part 3")
+        return i
+
+    def parts(n: int = 3):
+        wf = fp.Workflow("parts")
+        wf.add(sum, wf.map(part, range(n)))
+        return wf
+"""
+
+
+@pytest.fixture
+def forgepar(tmp_path, monkeypatch, capfd):
+    (tmp_path / "pipeline_with_store.py").write_text(textwrap.dedent(PIPELINE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "pipeline_with_store", raising=False)
+
+    def call(*words):
+        code = cli.main(list(words))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+RUN = ("run", "pipeline_with_store.py:parts", "--backend", "inline", "--store", "runs.db")
+
+
+def test_run_show_resume_rerun(forgepar):
+    assert forgepar(*RUN) == (0, "part 0\npart 1\npart 2\nsum = 3\n", "")
+    assert forgepar(*RUN, "--resume") == (0, "sum = 3\n", "")
+    assert forgepar(*RUN, "--rerun", "part-1")[1] == "part 1\nsum = 3\n"
+    assert forgepar(*RUN, "--from", "part-*", "--wait")[1] == "part 0\npart 1\npart 2\nsum = 3\n"
+    code, out, _ = forgepar("runs", "runs.db")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "1", "2", "3", "4"]
+    assert "completed (resumed)" in out
+    code, out, _ = forgepar("show", "runs.db", "1")
+    assert "4 completed" in out
+    assert "longest task" in out
+    assert "part-2" in out
+
+
+def test_failures_are_shown_with_their_traceback(forgepar):
+    code, _, _ = forgepar(*RUN, "-p", "n=5", "--keep-going")
+    assert code == 1
+    _, out, _ = forgepar("show", "runs.db")
+    assert ": failed" in out
+    assert "task 'part-3' failed at attempt 1: LookupError: no part 3" in out
+    assert 'raise LookupError("no part 3")' in out
+    assert "1 skipped" in out
+
+
+def test_asking_in_json(forgepar):
+    forgepar(*RUN, "-p", "n=5", "--keep-going")
+    (facts,) = json.loads(forgepar("runs", "runs.db", "--json")[1])
+    assert (facts["number"], facts["workflow"], facts["status"], facts["n_tasks"]) == (1, "parts", "failed", 6)
+    told = json.loads(forgepar("show", "runs.db", "--json")[1])
+    assert told["counts"] == {"completed": 4, "failed": 1, "skipped": 1}
+    assert [task["name"] for task in told["tasks"]] == [*(f"part-{i}" for i in range(5)), "sum"]
+    assert told["tasks"][5]["start"] is None
+    assert told["failures"][0]["task"] == "part-3"
+
+
+def test_values(forgepar, tmp_path):
+    forgepar(*RUN)
+    code, out, _ = forgepar("values", "runs.db", "last")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["task", "part-0", "part-1", "part-2", "sum"]
+    assert forgepar("values", "runs.db", "1", "sum") == (0, "3\n", "")
+    assert forgepar("values", "runs.db", "1", "sum", "--json")[1] == "3\n"
+    forgepar("values", "runs.db", "1", "sum", "-o", "value.pickle")
+    assert pickle.loads((tmp_path / "value.pickle").read_bytes()) == 3
+    assert len(json.loads(forgepar("values", "runs.db", "--json")[1])) == 4
+    code, _, err = forgepar("values", "runs.db", "1", "nobody")
+    assert code == 2
+    assert "has no task named 'nobody'" in err
+
+
+def test_export_of_events_is_an_audit_log(forgepar):
+    forgepar(*RUN)
+    assert forgepar("export", "runs.db", "1", "--format", "jsonl", "-o", "events.jsonl")[0] == 0
+    log = fp.AuditLog.load("events.jsonl")
+    assert log.replay().counts == {"completed": 4}
+    assert len(forgepar("export", "runs.db")[1].splitlines()) == len(log.events)
+
+
+def test_gc(forgepar):
+    for _ in range(3):
+        forgepar(*RUN)
+    code, out, _ = forgepar("gc", "runs.db", "--keep", "1", "--max-bytes", "1GiB")
+    assert code == 0
+    assert out.startswith("removed 2 runs, ")
+    assert json.loads(forgepar("gc", "runs.db", "--keep", "0", "--json")[1])["n_runs"] == 1
+    code, _, err = forgepar("gc", "runs.db")
+    assert (code, err) == (
+        2,
+        "forgepar: gc removes nothing unless told what may stay. Give --keep N, --max-bytes SIZE, or both.\n",
+    )
+    assert forgepar("runs", "runs.db")[1] == "runs.db has no runs\n"
+
+
+@pytest.mark.parametrize("words", [("--keep", "-1"), ("--keep", "many"), ("--max-bytes", "20 bananas")])
+def test_gc_tells_what_is_no_number(forgepar, words, capfd):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["gc", "runs.db", *words])
+    assert caught.value.code == 2
+
+
+def test_what_is_not_there_is_told(forgepar):
+    for command in ("runs", "show", "values", "export", "gc"):
+        code, out, err = forgepar(command, "nowhere.db", *(("--keep", "1") if command == "gc" else ()))
+        assert (code, out) == (2, "")
+        assert err.startswith("forgepar: there is no run store 'nowhere.db'")
+
+
+@pytest.mark.parametrize("words", [("--resume",), ("--rerun", "a"), ("--from", "a"), ("--wait",)])
+def test_taking_up_needs_a_store(forgepar, words):
+    code, _, err = forgepar(*RUN[:-2], *words)
+    assert code == 2
+    assert "need a run store. Give --store FILE" in err
+
+
+def test_a_reader_that_has_read_enough_is_no_fault(tmp_path, forgepar):
+    forgepar(*RUN, "-p", "n=3")
+    command = f"{sys.executable} -m forgepar export runs.db | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "WorkflowStarted" in done.stdout

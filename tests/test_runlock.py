@@ -1,0 +1,121 @@
+"""The lock that a run holds on its workflow: one at a time, let go of by whoever ends, however it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from forgepar.errors import StoreBusy, StoreError
+from forgepar.runlock import RunLock
+
+HOLDER = """
+import os, sys, pathlib, signal
+from forgepar.runlock import RunLock
+lock = RunLock(pathlib.Path(sys.argv[1]), "w", [b"a"])
+lock.acquire(wait=False)
+if sys.argv[2] == "fork" and os.fork() == 0:
+    print("held", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+if sys.argv[2] == "plain":
+    print("held", flush=True)
+signal.pause()
+"""
+
+
+def lock_on(folder, name="w", fingerprints=(b"a",)):
+    return RunLock(folder, name, fingerprints)
+
+
+def test_one_at_a_time(tmp_path):
+    first, second = lock_on(tmp_path), lock_on(tmp_path)
+    assert first.try_acquire()
+    assert not second.try_acquire()
+    with pytest.raises(StoreBusy, match=f"by process {os.getpid()}"):
+        second.acquire(wait=False)
+    first.release()
+    second.acquire(wait=False)
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [("v", (b"a",)), ("w", (b"b",)), ("w", (b"a", b"b")), ("w", (None,))])
+def test_other_workflows_have_other_locks(tmp_path, other):
+    first, second = lock_on(tmp_path), lock_on(tmp_path, *other)
+    assert first.try_acquire()
+    assert second.try_acquire()
+    first.release()
+    second.release()
+
+
+def test_waiting_ends_when_the_other_lets_go(tmp_path):
+    first, second = lock_on(tmp_path), lock_on(tmp_path)
+    first.acquire(wait=True)
+    got = threading.Event()
+    thread = threading.Thread(target=lambda: (second.acquire(wait=True), got.set()))
+    thread.start()
+    assert not got.is_set()
+    first.release()
+    thread.join()
+    assert got.is_set()
+    assert not lock_on(tmp_path).try_acquire()
+    second.release()
+
+
+def test_many_that_wait_get_it_one_after_the_other(tmp_path):
+    inside, most = [], []
+
+    def work():
+        lock = lock_on(tmp_path)
+        lock.acquire(wait=True)
+        inside.append(1)
+        most.append(len(inside))
+        inside.pop()
+        lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 16
+
+
+def test_a_killed_holder_lets_go(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), "plain"], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(StoreBusy, match=f"by process {holder.pid}"):
+            lock_on(tmp_path).acquire(wait=False)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        lock = lock_on(tmp_path)
+        lock.acquire(wait=False)
+        lock.release()
+
+
+def test_children_of_a_killed_holder_are_waited_for(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), "fork"], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        lock, got = lock_on(tmp_path), threading.Event()
+        assert not lock.try_acquire()
+        thread = threading.Thread(target=lambda: (lock.acquire(wait=False), got.set()))
+        thread.start()
+        assert not got.is_set()
+        holder.stdin.close()  # at which the child ends
+        thread.join()
+        assert got.is_set()
+        lock.release()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(StoreError, match="cannot be made"):
+        lock_on(tmp_path / "nowhere").try_acquire()

@@ -1,0 +1,331 @@
+"""The file of a run store: who may open it, what is refused and how that is said."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import forgepar as fp
+from forgepar.storefile import (
+    MIGRATIONS,
+    files_of,
+    insert_all,
+    open_to_read,
+    open_to_write,
+    pack_integers,
+    pack_texts,
+    unpack_integers,
+    unpack_texts,
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "runs.db"
+
+
+def small() -> fp.Workflow:
+    wf = fp.Workflow("small")
+    wf.add(sum, wf.map(abs, range(4)))
+    return wf
+
+
+def run(store: Path, **more):
+    return small().run(backend="inline", store=store, resume=True, **more)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# Making and opening
+
+
+def test_it_is_made_for_its_owner_alone(store):
+    before = os.umask(0o000)
+    try:
+        with closing(open_to_write(store)):
+            assert mode_of(store) == 0o600
+            assert mode_of(files_of(store)) == 0o700
+            assert mode_of(Path(f"{store}-wal")) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_value_files_are_for_their_owner_alone(store):
+    before = os.umask(0o000)
+    try:
+        wf = fp.Workflow()
+        wf.add(np.zeros, 100_000)
+        wf.run(backend="inline", store=store)
+    finally:
+        os.umask(before)
+    (path,) = files_of(store).glob("??/*")
+    assert mode_of(path) == 0o600
+    assert mode_of(path.parent) == 0o700
+
+
+def test_it_is_write_ahead_and_knows_its_version(store):
+    with closing(open_to_write(store)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_many_make_it_at_once(store):
+    errors = []
+
+    def make():
+        try:
+            open_to_write(store).close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_an_empty_file_is_told(store):
+    store.touch(mode=0o600)
+    with pytest.raises(fp.StoreError, match="no run was kept in it yet"):
+        fp.Store.open(store)
+    assert run(store).ok
+
+
+def test_a_store_that_is_not_there_is_not_made_by_asking(store):
+    with pytest.raises(fp.StoreError, match="there is no run store"):
+        fp.Store.open(store)
+    assert not store.exists()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(("mode", "place"), [(0o620, "file"), (0o602, "file"), (0o770, "folder"), (0o777, "folder")])
+def test_a_store_that_others_may_write_is_refused_with_the_reason(store, mode, place):
+    run(store)
+    path = store if place == "file" else files_of(store)
+    path.chmod(mode)
+    for use in (lambda: fp.Store.open(store), lambda: run(store)):
+        with pytest.raises(fp.StoreUntrusted, match=rf"can be written by others \(mode {mode:o}\).*chmod") as caught:
+            use()
+        assert caught.value.path == str(store)
+
+
+def test_a_folder_in_which_everybody_may_put_another_store_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    try:
+        with pytest.raises(fp.StoreUntrusted, match="can be written by everybody"):
+            run(tmp_path / "runs.db")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_sticky_folder_will_do(tmp_path):
+    tmp_path.chmod(0o1777)
+    try:
+        assert run(tmp_path / "runs.db").ok
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_store_of_somebody_else_is_refused(store):
+    run(store)
+    os.chown(store, 65534, -1)
+    with pytest.raises(fp.StoreUntrusted, match=r"belongs to another user \(uid 65534\)"):
+        fp.Store.open(store)
+
+
+def test_a_schema_from_the_future_is_told(store):
+    run(store)
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    for use in (lambda: fp.Store.open(store), lambda: run(store)):
+        with pytest.raises(fp.StoreError, match=r"written by a newer forgepar \(its form is 99"):
+            use()
+
+
+def test_a_database_of_something_else_is_told_and_left_alone(store):
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("CREATE TABLE mine(x)")
+        connection.commit()
+    store.chmod(0o600)
+    for use in (lambda: fp.Store.open(store), lambda: run(store)):
+        with pytest.raises(fp.StoreError, match="is a database, but no run store"):
+            use()
+    with closing(sqlite3.connect(store)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
+
+
+def test_a_file_that_is_no_database_is_told(store):
+    store.write_text("this is a diary, and long enough to have a header of a database in it. " * 100)
+    store.chmod(0o600)
+    for use in (lambda: fp.Store.open(store), lambda: run(store)):
+        with pytest.raises(fp.StoreError, match="no run store, or it is damaged"):
+            use()
+
+
+def test_a_folder_in_its_place_is_told(store):
+    store.mkdir()
+    with pytest.raises(fp.StoreError, match="cannot be written"):
+        run(store)
+    with pytest.raises(fp.StoreError, match="there is no run store"):
+        fp.Store.open(store)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(fp.StoreError, match=r"cannot be written \(No such file or directory\)"):
+        run(tmp_path / "nowhere" / "runs.db")
+
+
+def test_a_store_that_another_program_has_locked_is_told(store, monkeypatch):
+    run(store)
+    with closing(sqlite3.connect(store, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr("forgepar.recording.open_to_write", partial(open_to_write, patience=0.01))
+        with pytest.raises(fp.StoreBusy, match="is locked by another program"):
+            run(store)
+        with fp.Store.open(store) as opened:  # readers do not wait for writers
+            assert len(opened.runs()) == 1
+        other.execute("COMMIT")
+    assert run(store).ok
+
+
+AS_NOBODY = """
+import os, sys
+import forgepar as fp
+wf = fp.Workflow("small")
+wf.add(sum, wf.map(abs, range(4)))
+wf.run(backend="inline", store=sys.argv[2])  # so that all is imported that is needed
+os.setgid(65534); os.setuid(65534)
+try:
+    wf.run(backend="inline", store=sys.argv[1], resume=True)
+except fp.StoreError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become another user, and is stopped by no mode")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_store_that_may_only_be_read_is_told(tmp_path, what):
+    with TemporaryDirectory() as outside:  # pytest's own folder is closed to other users
+        folder = Path(outside) / "theirs"
+        folder.mkdir()
+        store = folder / "runs.db"
+        run(store)
+        Path(outside).chmod(0o755)
+        if what == "folder":
+            store.unlink()
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+        folder.chmod(0o500)
+        for path in folder.glob("runs.db*"):
+            path.chmod(0o500 if path.is_dir() else 0o400)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(store), str(tmp_path / "own.db")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("StoreError the run store")
+    assert "cannot be written (Permission denied)" in done.stdout
+
+
+# Full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_values_that_find_no_room_are_told_and_computed_again(small_disk, either_backend):
+    wf = fp.Workflow("large")
+    parts = wf.map(np.full, [200_000] * 6, range(6))  # 1.6 MB each
+    total = wf.add(lambda arrays: float(sum(array[0] for array in arrays)), parts)
+    store = small_disk / "runs.db"
+    with pytest.warns(fp.StoreWarning, match=r"the value of task 'full-\d' is not kept .* No space left"):
+        result = wf.run(**either_backend, store=store)
+    assert result[total] == 15.0
+    with pytest.warns(fp.StoreWarning, match="is not kept"):
+        result = wf.run(**either_backend, store=store, resume=fp.Resume(start_from="lambda"))
+    assert result[total] == 15.0
+    counted = result.status_counts()
+    assert counted["cached"] >= 1
+    assert counted["completed"] >= 3
+
+
+def test_a_database_that_finds_no_room_is_told_and_the_run_goes_on(small_disk, either_backend):
+    store = small_disk / "runs.db"
+    run(store)
+    filler = small_disk / "filler"
+    wf = fp.Workflow("many")
+    last = wf.add(len, wf.map(lambda i: f"{i:03d}" * 900, range(600)))
+    filler.write_bytes(b"x" * (3 << 20))
+    with pytest.warns(fp.StoreWarning, match=r"its disk is full"):
+        result = wf.run(**either_backend, store=store)
+    assert result[last] == 600
+    filler.unlink()
+    again = wf.run(**either_backend, store=store, resume=True)
+    assert again[last] == 600
+    with fp.Store.open(store) as opened:
+        assert opened.run().facts.status == "completed"
+
+
+# Columns
+
+
+@given(st.lists(st.text()))
+def test_texts_come_back(texts):
+    assert unpack_texts(pack_texts(texts)) == texts
+
+
+@given(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1)), min_size=1))
+def test_integers_come_back(columns):
+    arrays = [np.array(column, np.int32) for column in columns]
+    assert unpack_integers(pack_integers(*arrays)).tolist() == [number for column in columns for number in column]
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 100])
+def test_all_rows_are_inserted_whatever_their_number(n):
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t(a PRIMARY KEY, b)")
+        insert_all(connection, "t", [(i, i * i) for i in range(n)])
+        insert_all(connection, "t", [(0, 0)][:n])
+        assert connection.execute("SELECT * FROM t ORDER BY a").fetchall() == [(i, i * i) for i in range(n)]
+
+
+def test_reading_finds_what_was_written_on_a_file_system_that_cannot_be_written(small_disk):
+    run(small_disk / "runs.db")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with closing(open_to_read(small_disk / "runs.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+    with pytest.raises(fp.StoreError, match=r"cannot be written \(Read-only file system\)"):
+        run(small_disk / "runs.db")
