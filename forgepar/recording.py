@@ -74,15 +74,16 @@ _LEAST_ALIKE = 3  # names told of tasks that have one reason not to be kept
 _UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
 _FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
 _RUN = (
-    "INSERT INTO runs(run_id, workflow, status, began, n_tasks, n_layers, workers, schedule, resumed, host, pid, "
+    "INSERT INTO runs(run_id, workflow, status, began, seen, n_tasks, n_layers, workers, schedule, resumed, host, pid, "
     "pid_started, python, forgepar, callables, callable_of, ordinals, given_names, edges) "
-    "VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+    "VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _GROWN = (
     "UPDATE runs SET n_tasks = ?, n_layers = ?, callables = ?, callable_of = ?, ordinals = ?, given_names = ?, "
     "edges = ? WHERE id = ?"
 )
-_ENDED = "UPDATE runs SET status = ?, ended = ?, wall_seconds = ?, cpu_seconds = ?, peak_rss = ? WHERE id = ?"
+_SEEN = "UPDATE runs SET seen = ? WHERE id = ?"
+_ENDED = "UPDATE runs SET status = ?, wall_seconds = ?, cpu_seconds = ?, peak_rss = ? WHERE id = ?"
 
 
 @dataclass
@@ -200,6 +201,7 @@ class Recording:
             ledger.run_id,
             plan.workflow_name,
             ledger.began_at,
+            ledger.began_at,
             plan.n_tasks,
             plan.n_layers,
             ledger.n_slots,
@@ -288,7 +290,7 @@ class Recording:
             self._collect()
             ledger = self._ledger
             wall = ledger.wall_seconds or time.perf_counter() - ledger.began
-            end = (status, ledger.began_at + wall, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
+            end = (status, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
             self._commit(is_synced=True, end=end)
         self._close()
 
@@ -312,7 +314,9 @@ class Recording:
         if is_synced:
             self._synced_at = self._flushed_at
             self._ends_layer = False
-        self.look_at = self._flushed_at + _FLUSH_SECONDS if self._writer.is_busy else math.inf
+        self.look_at = math.inf if is_synced else self._synced_at + _SYNC_SECONDS
+        if self._writer.is_busy:
+            self.look_at = min(self.look_at, self._flushed_at + _FLUSH_SECONDS)
 
     def _commit(self, *, is_synced: bool, end: tuple[Any, ...] | None = None) -> bool:
         """Write the rows in one transaction; tell whether they are in."""
@@ -322,6 +326,7 @@ class Recording:
             execute("BEGIN IMMEDIATE")
             try:
                 self._rows.write(self._connection)
+                execute(_SEEN, (time.time(), self._run))  # without a change nothing would be synced
                 if end is not None:
                     execute(_ENDED, end)
                 if self._has_grown:

@@ -44,8 +44,7 @@ from forgepar.valuefiles import ValueFiles
 _FACTS = (
     "id, run_id, workflow, status, began, wall_seconds, cpu_seconds, peak_rss, n_tasks, n_layers, workers, schedule, "
     "resumed, host, pid, pid_started, python, forgepar, "
-    # Of one that did not live to tell how long it took, when its last task ended.
-    "CASE WHEN wall_seconds IS NULL THEN (SELECT max(start + seconds) FROM tasks WHERE run = id) END"
+    "seen"
 )
 
 
@@ -414,11 +413,11 @@ def _events_of(
 
 def _facts(row: tuple[Any, ...]) -> RunFacts:
     number, run_id, workflow, status, began, wall, cpu, rss, n_tasks, n_layers, workers, schedule, *rest = row
-    resumed, host, pid, started, python, forgepar, last_end = rest
+    resumed, host, pid, started, python, forgepar, seen = rest
     if status == "running" and not _runs(host, pid, started):
         status = "interrupted"
     if wall is None:
-        wall = time.time() - began if status == "running" else last_end or 0.0
+        wall = (time.time() if status == "running" else seen) - began
     return RunFacts(
         number,
         run_id,

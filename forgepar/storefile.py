@@ -45,8 +45,8 @@ MIGRATIONS = (
         workflow TEXT NOT NULL,
         status TEXT NOT NULL,      -- running, completed, failed, cancelled, interrupted
         began REAL NOT NULL,       -- seconds since the epoch
-        ended REAL,
-        wall_seconds REAL,
+        seen REAL NOT NULL,        -- when it was known to go, the last time
+        wall_seconds REAL,         -- NULL until it ended
         cpu_seconds REAL,
         peak_rss INTEGER,
         n_tasks INTEGER NOT NULL,

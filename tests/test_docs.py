@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_command_lines_that_the_readme_shows_parse():
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("forgepar ")]
     assert lines
     for line in lines:
-        assert cli._parser().parse_args(line.split()[1:]).target
+        assert cli._parser().parse_args(shlex.split(line, comments=True)[1:]).command
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"__main__"}))

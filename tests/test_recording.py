@@ -610,6 +610,29 @@ def test_a_store_is_read_while_a_run_writes_to_it(store, tmp_path):
         assert opened.run().facts.status == "completed"
 
 
+def test_what_is_done_is_written_and_synced_while_a_long_task_runs(store, tmp_path, monkeypatch):
+    """Within a second or so, not when the run ends: else a power cut would take it."""
+    gate, synced = tmp_path / "gate", []
+    from forgepar.recording import Recording
+
+    commit = Recording._commit
+
+    def watched(self, *, is_synced, end=None):
+        done = commit(self, is_synced=is_synced, end=end)
+        if is_synced and end is None:
+            synced.append(self._connection.execute("SELECT count(*) FROM tasks").fetchone()[0])
+            if synced[-1] == 3:
+                gate.touch()
+        return done
+
+    monkeypatch.setattr(Recording, "_commit", watched)
+    wf = fp.Workflow("long")
+    wf.map(abs, range(3))
+    wf.add(lambda: wait_until(gate.exists, "the sync"))
+    wf.run(workers=2, store=store)
+    assert synced[-1] == 3
+
+
 # Two at once
 
 

@@ -91,7 +91,7 @@ def kill_after(running: subprocess.Popen[str], log: Path, n_more: int) -> bool:
     return running.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(program, tmp_path, n_kills, record_property):
     chance = random.Random(n_kills)
     with started(program, tmp_path / "undisturbed.db", tmp_path / "undisturbed", 2) as running:

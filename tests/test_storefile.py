@@ -249,6 +249,27 @@ def test_a_store_that_may_only_be_read_is_told(tmp_path, what):
     assert "cannot be written (Permission denied)" in done.stdout
 
 
+def test_a_store_of_an_earlier_form_is_brought_to_this_one_and_keeps_what_it_has(store, monkeypatch):
+    run(store)
+    newer = (*MIGRATIONS, "ALTER TABLE runs ADD COLUMN colour TEXT;\nCREATE TABLE colours(x);\n")
+    monkeypatch.setattr("forgepar.storefile.MIGRATIONS", newer)
+    with closing(open_to_write(store)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
+        assert connection.execute("SELECT workflow, colour FROM runs").fetchall() == [("small", None)]
+    assert run(store).status_counts() == {"cached": 5}
+
+
+def test_a_migration_that_fails_changes_nothing(store, monkeypatch):
+    run(store)
+    monkeypatch.setattr("forgepar.storefile.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE colours(x);\nNONSENSE;\n"))
+    with pytest.raises(fp.StoreError, match="syntax error"):
+        open_to_write(store)
+    monkeypatch.undo()
+    with closing(open_to_write(store)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'colours'").fetchall() == []
+    assert run(store).status_counts() == {"cached": 5}
+
+
 # Full disks
 
 

@@ -141,6 +141,7 @@ def split(name: str, told: Any) -> list[tuple[str, Any]]:
 def kept(books: Books, rounds: list[list[tuple[str, Any]]], status: Any) -> float:
     """Return the seconds that books take to be told all that."""
     begin = time.perf_counter()
+    books.start_clock()
     books.begin()
     for told in rounds:
         for name, arguments in told:

@@ -102,6 +102,8 @@ def _resume(arguments: argparse.Namespace) -> bool | Resume:
     if arguments.store is None and (arguments.resume or arguments.rerun or arguments.start_from or arguments.wait):
         raise ValueError("--resume, --rerun, --from and --wait need a run store. Give --store FILE as well.")
     if not (arguments.resume or arguments.rerun or arguments.start_from):
+        if arguments.wait:
+            raise ValueError("--wait is about runs that take up earlier ones. Give --resume as well.")
         return False
     return Resume(arguments.rerun, arguments.start_from, arguments.wait)
 
