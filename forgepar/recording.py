@@ -69,7 +69,7 @@ _SYNC_SECONDS = 1.0  # between two that are synced, at most: a power cut loses w
 _MOST_SHARE = 20  # a transaction takes at most a twentieth of the time
 _RETRY_SECONDS = 1.0  # until one that failed is tried again
 _BUSY_SECONDS = 0.05  # how long a transaction waits for another program, while a run goes
-_LEAST_ALIKE = 3  # names told of tasks that have one reason not to be kept
+_MOST_NAMED = 3  # names told of tasks that have one reason not to be kept
 
 _UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
 _FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
@@ -181,8 +181,8 @@ class Recording:
             else:
                 by_reason.setdefault(reason, []).append(task)
         for reason, tasks in by_reason.items():
-            names = ", ".join(repr(self._plan.name(task)) for task in tasks[:_LEAST_ALIKE])
-            more = f" and {len(tasks) - _LEAST_ALIKE} more" if len(tasks) > _LEAST_ALIKE else ""
+            names = ", ".join(repr(self._plan.name(task)) for task in tasks[:_MOST_NAMED])
+            more = f" and {len(tasks) - _MOST_NAMED} more" if len(tasks) > _MOST_NAMED else ""
             follow = f", nor of the {n_following} that follow such" if n_following else ""
             warnings.warn(
                 f"the run store keeps no value of {names}{more}{follow}: {reason}. They run again in a resumed run; "
