@@ -11,17 +11,18 @@ import sys
 from collections.abc import Sequence
 
 import forgepar
-from forgepar.commands import running
+from forgepar.commands import graphs, running
 from forgepar.commands.base import INTERRUPTED, complain
 from forgepar.errors import StoreError, WorkerStartFailed, WorkflowError
 
-_ROOMS = (running,)  # in the order in which help tells their commands
+_ROOMS = (running, graphs)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
   forgepar run forgepar.examples.census
   forgepar run forgepar.examples.census -p root=src --workers 4
   forgepar run pipeline.py:nightly -p day=2024-05-01 --summary
   forgepar layers pipeline.py:nightly
   forgepar check pipeline.py:nightly
+  forgepar graph pipeline.py:nightly -o graph.svg
 """
 
 

@@ -316,4 +316,11 @@ def _run_alone(workflow: Workflow, rules: dict[str, Any]) -> RunResult:
         return executor.run(workflow, **rules)
 
 
+def _draw(workflow: Workflow, form: str, rules: dict[str, Any]) -> str:
+    from forgepar.report.diagram import draw  # few programs draw: what it takes to load is theirs to wait for
+
+    return draw(workflow, form, **rules)
+
+
 Engine.run = _run_alone
+Engine.draw = _draw
