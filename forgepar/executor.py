@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -31,9 +32,10 @@ from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
-from forgepar.result import RunResult
+from forgepar.result import RunResult, Writers
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
+from forgepar.runtable import RunTable
 from forgepar.shipping import Cargo, Shipment
 from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, snapshot
@@ -322,5 +324,12 @@ def _draw(workflow: Workflow, form: str, rules: dict[str, Any]) -> str:
     return draw(workflow, form, **rules)
 
 
+def _write_trace(table: RunTable, path: Path | str) -> None:
+    from forgepar.report.trace import write_trace  # as above
+
+    write_trace(table, path)
+
+
 Engine.run = _run_alone
 Engine.draw = _draw
+Writers.trace = _write_trace
