@@ -49,7 +49,7 @@ RANKS = {
     8: ["rollback", "runtable", "simulate"],
     9: ["result", "report.boxes", "report.colours", "report.layout", "report.text", "report.writing"],
     10: ["keeping", "console", "faults", "flight", "holdings", "watch", "report.slices", "report.svg"],
-    11: ["journal", "recording", "report.diagram", "report.trace"],
+    11: ["journal", "recording", "report.diagram", "report.trace", "report.wfformat"],
     12: ["books", "claims", "memory"],
     13: ["dispatch"],
     14: ["snapshot", "targets"],
