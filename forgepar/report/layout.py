@@ -80,10 +80,7 @@ def _routed(
     # A trunk is the bends that arrows share: all of one box, of one sort, on one side of it.
     owner = np.where(from_source, sources[far], targets[far])
     trunks, trunk_of = np.unique((owner * 2 + dashed[far]) * 2 + from_source, return_inverse=True)
-    length = np.zeros(len(trunks), np.int64)
-    np.maximum.at(length, trunk_of, span[far] - 1)
-    by_length = np.argsort(length, kind="stable")
-    length[by_length[np.cumsum(length[by_length]) > MOST_BENDS]] = 0
+    length = _trunk_lengths(len(trunks), trunk_of, span[far] - 1)
     start = n + np.cumsum(length) - length
     trunk_owner, leaves = trunks // 4, trunks % 2 == 1
     bend_trunk = np.repeat(np.arange(len(trunks)), length)
@@ -107,6 +104,15 @@ def _routed(
         np.concatenate(heads),
         np.concatenate(sorts),
     )
+
+
+def _trunk_lengths(n_trunks: int, trunk_of: Ints, passed: Ints) -> Ints:
+    """Return how many bends each trunk has: as many as layers are passed, but none where that makes too many in all."""
+    length = np.zeros(n_trunks, np.int64)
+    np.maximum.at(length, trunk_of, passed)
+    by_length = np.argsort(length, kind="stable")
+    length[by_length[np.cumsum(length[by_length]) > MOST_BENDS]] = 0
+    return length
 
 
 class _Grid:
