@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -33,9 +34,10 @@ from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
 from forgepar.priors import Resume
 from forgepar.recording import Recording, recording
-from forgepar.result import RunResult
+from forgepar.result import RunResult, Writers
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear
+from forgepar.runtable import RunTable
 from forgepar.shipping import Cargo, Shipment
 from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, snapshot
@@ -348,4 +350,18 @@ def _run_alone(workflow: Workflow, rules: dict[str, Any]) -> RunResult:
         return executor.run(workflow, **rules)
 
 
+def _draw(workflow: Workflow, form: str, rules: dict[str, Any]) -> str:
+    from forgepar.report.diagram import draw  # few programs draw: what it takes to load is theirs to wait for
+
+    return draw(workflow, form, **rules)
+
+
+def _write_trace(table: RunTable, path: Path | str) -> None:
+    from forgepar.report.trace import write_trace  # as above
+
+    write_trace(table, path)
+
+
 Engine.run = _run_alone
+Engine.draw = _draw
+Writers.trace = _write_trace

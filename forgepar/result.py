@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
@@ -160,6 +161,12 @@ class Outputs:
         for task, (stream, *buffers) in self._mapped.items():
             self._decoded[task] = pickle.loads(stream, buffers=map(bytearray, buffers))
         self._mapped.clear()
+
+
+class Writers:
+    """What `RunResult` needs of rooms that rank above it: they put it here when they are imported."""
+
+    trace: Callable[[RunTable, Path | str], None]
 
 
 class RunResult:
@@ -348,6 +355,14 @@ class RunResult:
             failures=self._failures(),
             errors={task: error_text(error) for task, error in ledger.errors.items()},
         )
+
+    def trace(self, path: Path | str) -> None:
+        """Write the run to a file that https://ui.perfetto.dev and chrome://tracing open: who did what when.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        Writers.trace(self.table(), path)
 
     def _failures(self) -> list[FailedAttempt]:
         """Return every attempt that failed; when those began that were tried again is known by their event."""

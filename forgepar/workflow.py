@@ -76,6 +76,7 @@ class Engine:
     check: Callable[[Workflow, dict[str, Any]], Sequence[Any]]
     include: Callable[[Workflow, Workflow, Mapping[str, Any], str | None], Any]
     fan_out: Callable[[Workflow, Any, Sequence[Any], Mapping[str, Any]], TaskHandle]
+    draw: Callable[[Workflow, str, dict[str, Any]], str]
 
 
 class Workflow:
@@ -420,6 +421,51 @@ class Workflow:
             "available_memory": available_memory,
         }
         return Engine.check(self, rules)
+
+    def diagram(
+        self,
+        form: str = "svg",
+        *,
+        collapse: bool | None = None,
+        direction: str | None = None,
+        table: Any = None,
+    ) -> str:
+        """Draw the workflow by its layers, as text of an SVG file, a Mermaid flow chart or a Graphviz graph.
+
+        Args:
+            form: "svg", "mermaid" or "dot".
+            collapse: whether all tasks of a layer that call the same function are one box with their number; None: if
+                there are more than 100 tasks or 400 dependencies.
+            direction: in which layers follow each other, "down" or "right"; None: as it fits a page better.
+            table: the `RunTable` of a run of this workflow, by what became of whose tasks to colour it.
+
+        Raises:
+            EmptyWorkflow: there is no task.
+            CyclicWorkflow: tasks wait for each other in a circle.
+            ValueError: another form or direction, or a table of another workflow.
+
+        Example:
+            >>> wf = Workflow("sums")
+            >>> total = wf.add(sum, [wf.add(abs, -3)])
+            >>> print(wf.diagram("mermaid", direction="down"))
+            flowchart TD
+              subgraph layer0["layer 0"]
+                b0["abs"]
+              end
+              subgraph layer1["layer 1"]
+                b1["sum"]
+              end
+              b0 --> b1
+            <BLANKLINE>
+        """
+        return Engine.draw(self, form, {"collapse": collapse, "direction": direction, "table": table})
+
+    def _repr_svg_(self) -> str | None:
+        """Show the workflow as a picture in a notebook; one that is empty or has a cycle cannot be drawn."""
+        try:
+            return self.diagram("svg")
+        except (EmptyWorkflow, CyclicWorkflow):
+            return None
 
     def plan(self) -> Any:
         """Return the workflow frozen as a `Plan`; made anew only when the workflow has changed."""

@@ -106,6 +106,15 @@ def test_export_of_events_is_an_audit_log(forgepar):
     assert len(forgepar("export", "runs.db")[1].splitlines()) == len(log.events)
 
 
+def test_export_to_other_programs(forgepar, tmp_path):
+    forgepar(*RUN)
+    forgepar("export", "runs.db", "1", "--format", "wfformat", "-o", "run.json")
+    tasks = json.loads((tmp_path / "run.json").read_text())["workflow"]["specification"]["tasks"]
+    assert len(tasks) == 4
+    trace = json.loads(forgepar("export", "runs.db", "--format", "chrome")[1])
+    assert sum(event["ph"] == "X" for event in trace["traceEvents"]) == 4
+
+
 def test_gc(forgepar):
     for _ in range(3):
         forgepar(*RUN)

@@ -47,21 +47,21 @@ RANKS = {
     6: ["orders", "priors", "backends.process", "backends.inline"],
     7: ["runstate"],
     8: ["rollback", "runtable", "simulate"],
-    9: ["result"],
-    10: ["store", "keeping", "console", "faults", "flight", "holdings", "watch"],
-    11: ["collecting", "journal", "recording"],
+    9: ["result", "report.boxes", "report.colours", "report.layout", "report.text", "report.writing"],
+    10: ["store", "keeping", "console", "faults", "flight", "holdings", "watch", "report.slices", "report.svg"],
+    11: ["collecting", "journal", "recording", "report.diagram", "report.trace", "report.wfformat"],
     12: ["books", "claims", "memory"],
     13: ["dispatch"],
     14: ["snapshot", "targets"],
     15: ["executor"],
     16: ["commands.base"],
-    17: ["commands.running", "commands.stores"],
+    17: ["commands.running", "commands.stores", "commands.graphs"],
     18: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
     19: ["__main__", "__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.
-PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "examples.__init__"]
+PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "report.__init__", "examples.__init__"]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in ROOT.rglob("*.py")

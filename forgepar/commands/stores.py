@@ -8,7 +8,7 @@ import math
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from forgepar.audit import line_of
 from forgepar.collecting import collect
 from forgepar.commands.base import DONE, Commands, add_command
 from forgepar.machine import as_bytes, as_text
+from forgepar.report.trace import trace_pieces
+from forgepar.report.wfformat import wfformat_pieces
+from forgepar.report.writing import write_pieces
 from forgepar.runtable import RunTable
 from forgepar.store import RunFacts, Store, StoredRun
 
@@ -42,7 +45,12 @@ def add_to(commands: Commands) -> None:
     _add_json(command)
     command = _store_command(commands, "export", export, "write a run in a form that other programs read")
     _add_run(command)
-    command.add_argument("--format", choices=tuple(_FORMATS), default="jsonl", help="default: jsonl, a line an event")
+    command.add_argument(
+        "--format",
+        choices=tuple(_FORMATS),
+        default="jsonl",
+        help="a line of JSON an event (default), WfFormat 1.5, or a trace",
+    )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; standard output if left out")
     command = _store_command(commands, "gc", gc, "remove old runs and values from a store")
     command.add_argument("--keep", type=_count, metavar="N", help="keep only the newest N runs")
@@ -115,12 +123,11 @@ def values(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """Write a run in another form."""
     with Store.open(arguments.store) as store:
-        run = store.run(arguments.run)
+        pieces = _FORMATS[arguments.format](store.run(arguments.run))
         if arguments.output is None:
-            _FORMATS[arguments.format](run, sys.stdout)
+            sys.stdout.writelines(pieces)
         else:
-            with arguments.output.open("w", encoding="utf-8") as file:
-                _FORMATS[arguments.format](run, file)
+            write_pieces(arguments.output, pieces)
     return DONE
 
 
@@ -136,12 +143,11 @@ def gc(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _write_lines(run: StoredRun, file: Any) -> None:
-    for event in run.events():
-        file.write(line_of(event) + "\n")
-
-
-_FORMATS = {"jsonl": _write_lines}
+_FORMATS: dict[str, Callable[[StoredRun], Iterable[str]]] = {
+    "jsonl": lambda run: (line_of(event) + "\n" for event in run.events()),
+    "wfformat": lambda run: wfformat_pieces(run.table()),
+    "chrome": lambda run: trace_pieces(run.table()),
+}
 
 
 def _list_values(run: StoredRun, *, as_json: bool) -> int:

@@ -1,0 +1,135 @@
+"""The graph of a workflow as a picture: SVG, or text from which Mermaid or Graphviz draws it.
+
+Workflow ──> Plan ──> boxes.Drawing ──> svg.as_svg (layout.placed) | as_mermaid | as_dot
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Literal, TypeAlias, get_args
+
+from forgepar.errors import EmptyWorkflow
+from forgepar.plan import Plan
+from forgepar.report.boxes import Box, Drawing, drawing_of
+from forgepar.report.colours import KIND_COLOURS, STATUS_COLOURS
+from forgepar.report.svg import as_svg, fits_down
+from forgepar.report.text import ELLIPSIS, TIMES, cleaned, shortened, titled
+from forgepar.runtable import RunTable
+from forgepar.workflow import Workflow
+
+Form: TypeAlias = Literal["svg", "mermaid", "dot"]
+Direction: TypeAlias = Literal["down", "right"]
+FORMS: tuple[str, ...] = get_args(Form)
+DIRECTIONS: tuple[str, ...] = get_args(Direction)
+_PLAIN = frozenset(
+    f" _-.,/+=()'*!?{ELLIPSIS}{TIMES}"
+)  # beside letters and digits, what means nothing in Mermaid's texts
+_LABEL = 60  # columns of a name in Mermaid and Graphviz, which make boxes as wide as it takes
+
+
+def draw(
+    subject: Workflow | Plan | RunTable,
+    form: str = "svg",
+    *,
+    collapse: bool | None = None,
+    direction: str | None = None,
+    table: RunTable | None = None,
+) -> str:
+    """Draw the graph of a workflow or of a run, by its layers.
+
+    Args:
+        subject: a workflow, a frozen one, or the table of a run, which is coloured by what became of its tasks.
+        form: "svg", "mermaid" or "dot".
+        collapse: whether all tasks of a layer that call the same function are one box with their number; None: if there
+            are more than 100 tasks or 400 dependencies.
+        direction: in which layers follow each other, "down" or "right"; None: as it fits a page better.
+        table: a run of the workflow, by whose statuses to colour it.
+
+    Returns:
+        Text: an SVG file's, a Mermaid flow chart or a Graphviz graph.
+
+    Raises:
+        EmptyWorkflow: there is no task.
+        CyclicWorkflow: tasks wait for each other in a circle.
+        ValueError: another form or direction, or a table of another workflow.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is not known. Give {' or '.join(map(repr, FORMS))}.")
+    if direction not in (None, *DIRECTIONS):
+        raise ValueError(f"direction={direction!r} is not known. Give 'down', 'right', or None for what fits.")
+    source = subject.plan() if isinstance(subject, Workflow) else subject
+    if not (len(source) if isinstance(source, RunTable) else source.n_tasks):
+        raise EmptyWorkflow("there is no task to draw. Add one with Workflow.add or map.")
+    drawing = drawing_of(source, table, collapse)
+    is_down = None if direction is None else direction == "down"
+    if form == "svg":
+        return as_svg(drawing, is_down)
+    is_down = fits_down(drawing) if is_down is None else is_down
+    return "\n".join((as_mermaid if form == "mermaid" else as_dot)(drawing, is_down)) + "\n"
+
+
+def as_mermaid(drawing: Drawing, is_down: bool) -> Iterator[str]:
+    """Yield the lines of a Mermaid flow chart: a subgraph a layer.
+
+    Mermaid itself refuses more than 500 arrows or 50,000 letters unless the page that it runs in allows for more.
+    """
+    yield f"flowchart {'TD' if is_down else 'LR'}"
+    numbered = list(enumerate(drawing.boxes))
+    for layer, boxes in groupby(numbered, key=lambda pair: pair[1].layer):
+        yield f'  subgraph layer{layer}["layer {layer}"]'
+        for number, box in boxes:
+            left, right = ('["', '"]') if box.n_tasks == 1 else ('[["', '"]]')
+            yield f"    b{number}{left}{_mermaid_text(_named(box))}{right}"
+        yield "  end"
+    arrows = zip(drawing.sources.tolist(), drawing.targets.tolist(), drawing.order_only.tolist(), strict=True)
+    for source, target, is_order in arrows:
+        yield f"  b{source} {'-.->' if is_order else '-->'} b{target}"
+    for status in drawing.statuses():
+        fill, line = STATUS_COLOURS[status][:2]
+        mine = [f"b{number}" for number, box in numbered if box.status == status]
+        yield f"  classDef {status} fill:{fill},stroke:{line},color:#1c2430"
+        if mine:
+            yield f"  class {','.join(mine)} {status}"
+
+
+def as_dot(drawing: Drawing, is_down: bool) -> Iterator[str]:
+    """Yield the lines of a Graphviz graph: the boxes of a layer have one rank."""
+    yield f"digraph {_dot_text(drawing.name)} {{"
+    yield f"  rankdir={'TB' if is_down else 'LR'}; newrank=true; bgcolor=transparent; ranksep=0.6;"
+    yield '  node [shape=box, style="rounded,filled", fontname="monospace", fontsize=10, height=0.35];'
+    yield '  edge [color="#8a94a6", arrowsize=0.6];'
+    for layer, boxes in groupby(enumerate(drawing.boxes), key=lambda pair: pair[1].layer):
+        yield f"  subgraph layer{layer} {{ rank=same;"
+        for number, box in boxes:
+            fill, line = _colours(box)
+            peripheries = ", peripheries=2" if box.n_tasks > 1 else ""
+            yield (
+                f"    b{number} [label={_dot_text(_named(box))}, tooltip={_dot_text(titled(box.described()))}, "
+                f'fillcolor="{fill}", color="{line}"{peripheries}];'
+            )
+        yield "  }"
+    arrows = zip(drawing.sources.tolist(), drawing.targets.tolist(), drawing.order_only.tolist(), strict=True)
+    for source, target, is_order in arrows:
+        yield f"  b{source} -> b{target}{' [style=dashed]' if is_order else ''};"
+    yield "}"
+
+
+def _named(box: Box) -> str:
+    name = shortened(cleaned(box.label), _LABEL)
+    return f"{name} {TIMES}{box.n_tasks:,}" if box.n_tasks > 1 else name
+
+
+def _colours(box: Box) -> tuple[str, str]:
+    fill, line, _, _ = STATUS_COLOURS[box.status] if box.status else KIND_COLOURS[box.kind % len(KIND_COLOURS)]
+    return fill, line
+
+
+def _mermaid_text(text: str) -> str:
+    """Return a text with all that may mean something to Mermaid as ``#number;``, which it reads as in HTML."""
+    return "".join(letter if letter.isalnum() or letter in _PLAIN else f"#{ord(letter)};" for letter in text) or " "
+
+
+def _dot_text(text: str) -> str:
+    r"""Return a text as Graphviz quotes it. Its escapes, such as ``\N``, begin with a backslash, so that is doubled."""
+    return '"' + cleaned(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
