@@ -48,6 +48,7 @@ _NO_CONTENT = frozenset(
         "__slotnames__",  # of which pickle keeps note there
         "__slots__",
         "__static_attributes__",
+        "__type_params__",
         "__weakref__",
         "_abc_impl",
     )
@@ -210,7 +211,8 @@ def take_cached_property(walk: Walk, value: functools.cached_property[Any]) -> N
 def take_class(walk: Walk, cls: type) -> None:
     """Take a class apart."""
     if _is_librarys(cls):
-        walk.put("class", name_in_library(cls.__module__, cls.__qualname__))
+        module = cls.__module__ if isinstance(cls.__module__, str) else ""
+        walk.put("class", name_in_library(module, cls.__qualname__))
         return
     walk.put("class", cls.__name__)
     walk.visit(type(cls))
@@ -232,7 +234,7 @@ def take_class(walk: Walk, cls: type) -> None:
 
 def _is_librarys(cls: type) -> bool:
     """Tell whether a class is what a library has under its name; one that is made for the user may only say so."""
-    if not cls.__flags__ & _HEAP_TYPE:
+    if not cls.__flags__ & _HEAP_TYPE or not isinstance(cls.__module__, str):  # it is made in C
         return True
     if is_users(cls.__module__):
         return False

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 
 _CHUNK_BYTES = 1 << 20
 _X87_BYTES = 10  # of a long double there; the rest of its 16 is whatever was in memory
+_FIRST_OF_USERS = 256  # of the numbers of types that numpy did not always have
 _IS_X87 = np.finfo(np.longdouble).nmant == 63
 
 
@@ -84,6 +85,11 @@ def take_constant(walk: Walk, value: Any) -> None:
     walk.put("constant", repr(value))
 
 
+def take_type_variable(walk: Walk, value: Any) -> None:
+    """Count a type variable by its name: types are not looked at when a function runs."""
+    walk.put("type variable", value.__name__)
+
+
 def take_logger(walk: Walk, _: logging.Logger) -> None:
     """Count a logger as any other: its name is often the module's, and no value depends on it."""
     walk.put("logger")
@@ -102,6 +108,14 @@ def take_array(walk: Walk, array: np.ndarray[Any, Any]) -> None:
     array = np.asarray(array)
     walk.put("array", f"{_described(array.dtype)} {array.shape}")
     _take_content(walk, array)
+
+
+def take_masked(walk: Walk, array: np.ma.MaskedArray[Any, Any]) -> None:
+    """Take an array apart of which some items do not count."""
+    walk.put("masked")
+    walk.visit(np.ma.getdata(array))
+    walk.visit(np.ma.getmaskarray(array))
+    walk.visit(array.fill_value)  # the one of its type, before it is asked for and after
 
 
 def take_scalar(walk: Walk, value: np.generic) -> None:
@@ -151,7 +165,7 @@ def _described(dtype: np.dtype[Any]) -> str:
         return f"{dtype.itemsize} {fields}"
     if dtype.subdtype is not None:
         return f"{dtype.shape} of {_described(dtype.subdtype[0])}"
-    return dtype.str if dtype.isbuiltin == 1 or dtype.kind in "USVMm" or not dtype.isnative else repr(dtype)
+    return dtype.str if dtype.num < _FIRST_OF_USERS else repr(dtype)
 
 
 TAKERS: dict[type, Callable[[Walk, Any], None]] = {
@@ -164,8 +178,10 @@ TAKERS: dict[type, Callable[[Walk, Any], None]] = {
     memoryview: take_memoryview,
     type(...): take_constant,
     type(NotImplemented): take_constant,
+    **dict.fromkeys((TypeVar, ParamSpec, TypeVarTuple), take_type_variable),
     np.ndarray: take_array,
     np.memmap: take_array,
+    np.ma.MaskedArray: take_masked,
     File: take_file,
     type(os.environ): take_environment,
     **dict.fromkeys(

@@ -173,7 +173,7 @@ class Digests:
         """Take an object apart by what its class derives from, or as pickle does."""
         kind = type(value)
         take = next((take for base, take in _BASES if issubclass(kind, base)), None)
-        if take is not None and (not is_users(kind.__module__) or _is_plain(kind)):
+        if take is not None and (_is_plain(kind) or not is_users(kind.__module__)):
             self.visit(kind)
             take(self, value)
         elif issubclass(kind, np.ndarray) and kind.__reduce__ is np.ndarray.__reduce__:
@@ -205,7 +205,11 @@ class Digests:
         module = _home_of(value, name)
         if module is None:
             raise NoDigest(f"{_named(type(value))} cannot be compared (no module has it under its name, {name!r})")
-        self.put("global", name if is_users(module) else digest_code.name_in_library(module, name))
+        if is_users(module):
+            self.put("global", name)
+            self.visit(digest_code.whole(module))  # which alone tells what it is
+        else:
+            self.put("global", digest_code.name_in_library(module, name))
         self.visit(type(value))
 
 
@@ -235,8 +239,8 @@ def _is_plain(kind: type) -> bool:
 
 
 def _named(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"a {module}{kind.__qualname__}"
+    module = kind.__module__
+    return f"a {kind.__qualname__}" if module == "builtins" else f"a {module}.{kind.__qualname__}"
 
 
 def _said(error: BaseException) -> str:
