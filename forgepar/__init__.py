@@ -25,6 +25,7 @@ __all__ = [
     "DuplicateTaskName",
     "EmptyWorkflow",
     "FailedAttempt",
+    "File",
     "Finding",
     "ForeignHandle",
     "ForgeparError",
@@ -118,6 +119,7 @@ _HOME = {
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
+    "inputs": ("File",),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
     "toolbox": ("Tool", "ToolRegistry"),
@@ -169,6 +171,7 @@ if TYPE_CHECKING:
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
+    from forgepar.inputs import File
     from forgepar.priors import Resume
     from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport

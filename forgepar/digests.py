@@ -1,107 +1,42 @@
 """Digests of values by their content and of callables by what they do; the same in every process.
 
-    value ──> its parts, each behind a mark of its kind ──> BLAKE2b ──> 16 bytes
+    value ──> its parts, each behind a mark of its kind, and what it refers to ──> nodes of a graph ──> 16 bytes
 
-An object is taken apart as pickle would (``__reduce_ex__``), a callable into its bytecode, constants, defaults and the
+An object is taken apart as pickle would (``__reduce_ex__``), unless its class says by a method
+``__forgepar_fingerprint__`` what stands for it. A callable is taken apart into what its bytecode does, defaults and the
 values that it closes over. What a function of the user's own modules refers to by global names counts as well, and so
-on through all that it calls; of a library only the names count. Comments, line numbers, docstrings, annotations and the
-names of local variables do not. Cost: O(size).
+on through all that it calls; of a library only the names and its release. Comments, line numbers, docstrings,
+annotations of functions, the names of local variables, of functions and of modules do not. Not seen is what a name
+that is made at run time finds (``getattr(module, name)`` is, as the whole module counts then).
 
-BLAKE2: J.-P. Aumasson, S. Neves, Z. Wilcox-O'Hearn, C. Winnerlein (2013).
+It is content alone that counts: whether two equal parts are one object makes no difference. Cost: O(size).
 """
 
 from __future__ import annotations
 
 import copyreg
-import dis
 import enum
-import functools
-import importlib.util
 import marshal
-import os
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from inspect import CO_NEWLOCALS, CO_OPTIMIZED
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from forgepar.tasks import Task
+from forgepar import digest_code, digest_data
+from forgepar.digest_frames import taker_of
+from forgepar.libraries import is_users
+from forgepar.merkle import DIGEST_BYTES, Digest, Node, NoDigest, Walk, encoded, settle
 
-DIGEST_BYTES = 16  # two of 10^12 tasks have the same one with a probability of 10^-15
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _MARSHAL_FORMAT = 0  # later ones tell whether a string is interned, and whether a value is shared
-_CHUNK_BYTES = 1 << 20
-_NO_CONTENT = frozenset(("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__slots__"))
-_MADE_BY_CLASS = frozenset(
-    (
-        "__dataclass_fields__",  # the methods made from them tell
-        "__dataclass_params__",
-        "__match_args__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations_cache__",
-        "__abstractmethods__",
-        "__parameters__",
-        "__orig_bases__",
-        "_abc_impl",
-    )
-)
-
-
-class NoDigest(Exception):
-    """Something cannot be compared with what it was in another process; the message says what, and why."""
-
-
-class File(os.PathLike[str]):
-    """A path that counts by what is in the file: a resumed run runs a task again when its input file has changed.
-
-    The file's content and name count, not the folder it is in. A plain path counts by its text alone. The file must be
-    there when the run begins; one that a task makes is better returned by that task, as a plain path.
-
-    Args:
-        path: of a file.
-
-    Example:
-        >>> os.fspath(File("data/in.csv"))
-        'data/in.csv'
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-
-    def __fspath__(self) -> str:
-        return self.path
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, File) and other.path == self.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
-
-    def __str__(self) -> str:
-        return self.path
-
-    def __repr__(self) -> str:
-        return f"File({self.path!r})"
-
-
-class Digest(NamedTuple):
-    """What came out.
-
-    Attributes:
-        data: 16 bytes.
-        asks_context: whether a function in it may ask for the task that it runs in, and so for its name and seed.
-    """
-
-    data: bytes
-    asks_context: bool
+_SHORT = 16  # items of a sequence of atoms that is not worth a node of its own
+_MOST_DEEP = 20_000  # pickle gives up far before
+_KEPT = (types.FunctionType, types.CodeType, types.ModuleType, type, digest_code.Whole)  # what many tasks refer to
+_TAKERS: dict[type, Callable[[Walk, Any], None]] = {**digest_code.TAKERS, **digest_data.TAKERS}
+_BASES = (*digest_data.BASES, *digest_code.BASES)
 
 
 def digest_of(value: Any, *, is_vouched: bool = False) -> Digest:
@@ -109,7 +44,7 @@ def digest_of(value: Any, *, is_vouched: bool = False) -> Digest:
 
     Args:
         value: anything.
-        is_vouched: leave out the values that functions refer to and that cannot be compared; a version stands for them.
+        is_vouched: leave out what cannot be compared; a version stands for it.
 
     Raises:
         NoDigest: something in it cannot be compared.
@@ -118,387 +53,198 @@ def digest_of(value: Any, *, is_vouched: bool = False) -> Digest:
         >>> digest_of({"a": [1, 2]}) == digest_of({"a": [1, 2]}), digest_of(1) == digest_of(1.0)
         (True, False)
     """
-    walk = _Walk(is_vouched)
-    try:
-        walk.visit(value)
-    except RecursionError:
-        raise NoDigest(f"a {type(value).__name__} is nested too deeply to be compared") from None
-    return Digest(walk.hash.digest(), walk.asks_context)
+    return Digests().of(value, is_vouched=is_vouched)
 
 
-def atoms_data(values: tuple[Any, ...]) -> bytes:
-    """Return the bytes that stand for values of the types in `ATOMS`: others for other values or other types."""
-    return marshal.dumps(values, _MARSHAL_FORMAT)
+def atoms_data(values: Sequence[Any]) -> bytes:
+    """Return the bytes that stand for a list of values of the types in `ATOMS`: others for others, or other types."""
+    return marshal.dumps(values, _MARSHAL_FORMAT)  # type: ignore[arg-type]
 
 
-class _Walk:
-    """One way through a value and all that it refers to; what is met again is told by the number of its first time."""
+class Digests:
+    """Finds digests, and keeps those of functions, classes and modules for the next time."""
 
-    def __init__(self, is_vouched: bool) -> None:
-        self.hash = blake2b(digest_size=DIGEST_BYTES)
-        self.asks_context = False
-        self._is_vouched = is_vouched
-        self._met: dict[int, int] = {}
-        self._alive: list[Any] = []  # so that no other object gets the id of one that was met
+    def __init__(self) -> None:
+        self._nodes: dict[int, Node] = {}  # by id, twice, and one more for the vouched ones
+        self._new: list[Node] = []
+        self._todo: list[Node] = []
+        self._node = Node(None, is_vouched=False, depth=0)
+
+    def of(self, value: Any, *, is_vouched: bool = False) -> Digest:
+        """Return the digest of a value or callable; see `digest_of`."""
+        if type(value) in (tuple, list) and ATOMS.issuperset(map(type, value)):
+            return Digest(blake2b(_atoms(value), digest_size=DIGEST_BYTES).digest(), False)  # as of its node
+        self._node = Node(None, is_vouched=is_vouched, depth=0)
+        root = self._at(value, is_vouched=is_vouched)
+        try:
+            while self._todo:
+                self._node = self._todo.pop()
+                self._take(self._node)
+            settle(root)
+        finally:
+            self._forget()
+        if root.digest is None:
+            raise NoDigest(root.fault)
+        return Digest(root.digest, root.asks_context)
+
+    def _forget(self) -> None:
+        """Keep what many tasks refer to, if it is done; anything else may change, and takes memory."""
+        for node in self._new:
+            is_done = node.digest is not None or node.fault is not None
+            if not (is_done and issubclass(type(node.value), _KEPT)):
+                del self._nodes[2 * id(node.value) + node.is_vouched]
+        self._new, self._todo = [], []
+
+    def _at(self, value: Any, *, is_vouched: bool) -> Node:
+        """Return the node of an object."""
+        key = 2 * id(value) + is_vouched
+        node = self._nodes.get(key)
+        if node is None:
+            node = Node(value, is_vouched=is_vouched, depth=self._node.depth + 1)
+            self._nodes[key] = node
+            self._new.append(node)
+            self._todo.append(node)
+        return node
+
+    # What is taken apart is told by these
 
     def put(self, mark: str, data: bytes | str = b"") -> None:
-        raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-        self.hash.update(b"%s %d " % (mark.encode(), len(raw)))
-        self.hash.update(raw)
+        """Add bytes."""
+        self._node.parts.append(encoded(mark, data))
 
-    def visit(self, value: Any) -> None:
-        kind = type(value)
+    def visit(self, value: Any, what: str = "", *, is_vouched: bool = False) -> None:
+        """Add an object."""
+        node, kind = self._node, type(value)
         if kind in ATOMS:
-            self.put("atom", marshal.dumps(value, _MARSHAL_FORMAT))
-        elif kind in (tuple, list) and ATOMS.issuperset(map(type, value)):
-            self.put(kind.__name__, marshal.dumps(value, _MARSHAL_FORMAT))
-        elif (place := self._met.get(id(value))) is not None:
-            self.put("again", str(place))
+            node.parts.append(encoded("atom", marshal.dumps(value, _MARSHAL_FORMAT)))
+        elif (kind is tuple or kind is list) and len(value) <= _SHORT and ATOMS.issuperset(map(type, value)):
+            node.parts.append(_atoms(value))
         else:
-            self._met[id(value)] = len(self._met)
-            self._alive.append(value)
-            self._take_apart(value)
+            if what:
+                node.names[len(node.parts)] = what
+            node.parts.append(self._at(value, is_vouched=is_vouched or node.is_vouched))
+
+    def disorder(self) -> None:
+        """Leave the order of the parts out."""
+        self._node.is_unordered = True
+
+    def ask_context(self) -> None:
+        """Take note that the context may be asked for."""
+        self._node.asks_context = True
+
+    def _take(self, node: Node) -> None:
+        if node.depth > _MOST_DEEP:
+            raise NoDigest(f"{_named(type(node.value))} is nested too deeply to be compared")
+        try:
+            self._take_apart(node.value)
+            return
+        except NoDigest as error:
+            fault = str(error)
+        except (Exception, SystemExit) as error:  # whatever a property or method of the user's raises
+            fault = f"{_named(type(node.value))} cannot be compared ({_said(error)})"
+        node.parts, node.names = [], {}
+        if node.is_vouched:
+            self.put("vouched", type(node.value).__name__)
+        else:
+            node.fault = fault
 
     def _take_apart(self, value: Any) -> None:
         kind = type(value)
-        if (known := _PARTS.get(kind)) is not None:
-            known(self, value)
-        elif isinstance(value, type):
-            self._class(value)
-        elif isinstance(value, enum.Enum):
-            self.visit(kind)
-            self.put("member", value.name or str(value.value))
-        elif isinstance(value, np.generic):
-            self._array(np.asarray(value))
-        elif isinstance(value, np.dtype):
-            self.put("dtype", repr(np.lib.format.dtype_to_descr(value)))
+        if (take := _TAKERS.get(kind)) is not None:
+            if kind in (tuple, list) and ATOMS.issuperset(map(type, value)):
+                self._node.parts.append(_atoms(value))
+            else:
+                take(self, value)
+        elif issubclass(kind, type):
+            digest_code.take_class(self, value)
         elif (own := getattr(kind, "__forgepar_fingerprint__", None)) is not None:
+            self.put("own")
             self.visit(kind)
             self.visit(own(value))
+        elif issubclass(kind, enum.Enum):
+            self.put("member", value.name or str(value.value))
+            self.visit(kind)
+        elif (take := taker_of(kind)) is not None:
+            take(self, value)
         else:
-            self._reduced(value)
+            self._take_object(value)
 
-    # Data
-
-    def _sequence(self, value: tuple[Any, ...] | list[Any]) -> None:
-        self.put(type(value).__name__, str(len(value)))
-        for part in value:
-            self.visit(part)
-
-    def _mapping(self, value: Mapping[Any, Any]) -> None:
-        self.put("dict", str(len(value)))
-        for key, part in value.items():
-            self.visit(key)
-            self.visit(part)
-
-    def _set(self, value: set[Any] | frozenset[Any]) -> None:
-        self.put(type(value).__name__, str(len(value)))
-        for data in sorted(self._apart(part) for part in value):
-            self.put("part", data)
-
-    def _apart(self, value: Any) -> bytes:
-        found = digest_of(value, is_vouched=self._is_vouched)
-        self.asks_context |= found.asks_context
-        return found.data
-
-    def _array(self, array: np.ndarray[Any, Any]) -> None:
-        self.put("array", f"{np.lib.format.dtype_to_descr(array.dtype)!r} {array.shape}")
-        if array.dtype.hasobject:
-            self._sequence(array.ravel().tolist())
+    def _take_object(self, value: Any) -> None:
+        """Take an object apart by what its class derives from, or as pickle does."""
+        kind = type(value)
+        take = next((take for base, take in _BASES if issubclass(kind, base)), None)
+        if take is not None and (_is_plain(kind) or not is_users(kind.__module__)):
+            self.visit(kind)
+            take(self, value)
+        elif issubclass(kind, np.ndarray) and kind.__reduce__ is np.ndarray.__reduce__:
+            self.visit(kind)
+            self.visit(vars(value))
+            digest_data.take_array(self, value)
         else:
-            raw = np.ascontiguousarray(array)
-            self.put("data")
-            if raw.size:
-                self.hash.update(raw.view(np.uint8).data if raw.ndim else raw.tobytes())
+            self._take_reduced(value)
 
-    def _file(self, value: File) -> None:
-        self.put("file", Path(value.path).name)
-        try:
-            with Path(value.path).open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    self.hash.update(chunk)
-        except OSError as error:
-            raise NoDigest(f"the file {value.path!r} cannot be read ({error.strerror})") from None
-
-    def _reduced(self, value: Any) -> None:
-        """Take an object apart as pickle does."""
+    def _take_reduced(self, value: Any) -> None:
         kind = type(value)
         registered = copyreg.dispatch_table.get(kind)
-        try:
-            reduced: Any = value.__reduce_ex__(4) if registered is None else registered(value)
-        except Exception as error:
-            raise NoDigest(f"a {kind.__module__}.{kind.__qualname__} cannot be compared ({error})") from None
+        reduced: Any = value.__reduce_ex__(4) if registered is None else registered(value)
         if isinstance(reduced, str):
-            self.put("global", f"{kind.__module__} {reduced}")
+            self._take_named(value, reduced)
             return
-        maker, arguments, *rest = reduced
+        maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         self.put("object")
         self.visit(maker)
         self.visit(arguments)
-        state, items, pairs = (*rest, None, None, None)[:3]
         self.visit(state)
         for part in items or ():
             self.visit(part)
         for pair in pairs or ():
             self.visit(tuple(pair))
 
-    # Callables
-
-    def _function(self, fn: types.FunctionType) -> None:
-        if fn.__module__ == "forgepar.contexts":
-            self.asks_context = True
-        # A function within a library's function is made there for the user: by its name it would be any of them.
-        if not is_users(fn.__module__) and "<locals>" not in fn.__qualname__:
-            self.put("function", f"{fn.__module__} {fn.__qualname__}")
-            return
-        self.put("function")
-        self._code(fn.__code__)
-        self.visit(fn.__defaults__)
-        self.visit(fn.__kwdefaults__)
-        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-            self._cell(name, cell)
-        for reference in _references(fn.__code__):
-            self._reference(reference, fn)
-
-    def _cell(self, name: str, cell: types.CellType) -> None:
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            self.put("empty cell")
-            return
-        self._visit_referred(value, f"{name!r}, which it closes over")
-
-    def _code(self, code: types.CodeType) -> None:
-        n_arguments = code.co_argcount + code.co_kwonlyargcount
-        flags = code.co_flags & ~_HAS_DOCSTRING
-        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, flags, len(code.co_cellvars))
-        self.put("code", code.co_code)
-        self.put("shape", repr((shape, code.co_varnames[:n_arguments], code.co_names)))
-        self.put("exceptions", code.co_exceptiontable)
-        for place, constant in enumerate(code.co_consts):
-            if isinstance(constant, types.CodeType):
-                self._code(constant)
-            else:
-                self.visit(constant if place or not _has_docstring(code) else None)
-
-    def _reference(self, reference: _Reference, fn: types.FunctionType) -> None:
-        """Visit what a function refers to by a global name, or imports."""
-        if reference.is_import:
-            self._import(reference, fn)
-            return
-        name, *attributes = reference.names
-        if name not in fn.__globals__:
-            return  # a builtin, whose name is in the code; or nothing yet
-        value = fn.__globals__[name]
-        while attributes and isinstance(value, types.ModuleType):
-            if not (is_users(value.__name__) or value.__name__ == "forgepar") or not hasattr(value, attributes[0]):
-                break
-            value = getattr(value, attributes.pop(0))
-        self.put("name", ".".join(reference.names))
-        self._visit_referred(value, f"its global {name!r}")
-
-    def _visit_referred(self, value: Any, what: str) -> None:
-        if not self._is_vouched:
-            try:
-                self.visit(value)
-            except NoDigest as error:
-                raise NoDigest(f"{what}: {error}") from None
-            return
-        try:
-            self.put("vouched", self._apart(value))
-        except (NoDigest, RecursionError):
-            self.put("vouched")
-
-    def _import(self, reference: _Reference, fn: types.FunctionType) -> None:
-        name = "." * reference.level + reference.names[0]
-        if reference.level:
-            try:
-                name = importlib.util.resolve_name(name, fn.__globals__.get("__package__"))
-            except ImportError:
-                return
-        self.asks_context |= name.partition(".")[0] == "forgepar"
-        if is_users(name):
-            self._module_file(name)
-
-    def _module(self, module: types.ModuleType) -> None:
-        self.put("module", module.__name__)
-        self.asks_context |= module.__name__ == "forgepar"
-        if is_users(module.__name__):
-            self._module_file(module.__name__)
-
-    def _module_file(self, name: str) -> None:
-        """Count a module as a whole, by its source: it is not told what of it is used."""
-        path = _source_of(name)
-        if path is not None:
-            try:
-                self.put("source", path.read_bytes())
-            except OSError as error:
-                raise NoDigest(f"the module {name!r} cannot be read ({error.strerror})") from None
-
-    def _partial(self, value: functools.partial[Any]) -> None:
-        self.put("partial")
-        self.visit((value.func, value.args, value.keywords))
-
-    def _method(self, value: types.MethodType) -> None:
-        self.put("method")
-        self.visit((value.__func__, value.__self__))
-
-    def _builtin(self, value: types.BuiltinFunctionType) -> None:
-        owner = value.__self__
-        if owner is None or isinstance(owner, types.ModuleType):
-            self.put("builtin", f"{value.__module__} {value.__qualname__}")
+    def _take_named(self, value: Any, name: str) -> None:
+        """Count an object by its name, if that is where it is found."""
+        module = _home_of(value, name)
+        if module is None:
+            raise NoDigest(f"{_named(type(value))} cannot be compared (no module has it under its name, {name!r})")
+        if is_users(module):
+            self.put("global", name)
+            self.visit(digest_code.whole(module))  # which alone tells what it is
         else:
-            self.put("method", value.__name__)
-            self.visit(owner)
-
-    def _wrapped(self, value: Any) -> None:
-        self.put("wrapper", type(value).__name__)
-        self.visit(value.__wrapped__)
-
-    def _cached_property(self, value: functools.cached_property[Any]) -> None:
-        self.put("property")
-        self.visit(value.func)
-
-    def _task(self, value: Task[..., Any]) -> None:
-        self.visit(value.fn)
-
-    def _property(self, value: property) -> None:
-        self.put("property")
-        for part in (value.fget, value.fset, value.fdel):
-            self.visit(part)
-
-    def _class(self, cls: type) -> None:
-        self.put("class", f"{cls.__module__} {cls.__qualname__}")
-        if not is_users(cls.__module__):
-            return
-        for base in cls.__bases__:
-            self.visit(base)
-        is_enum = isinstance(cls, enum.EnumMeta)
-        if isinstance(cls, enum.EnumMeta):
-            members: Mapping[str, enum.Enum] = cls.__members__
-            self.visit([(name, member.value) for name, member in members.items()])
-        for name, value in sorted(vars(cls).items()):
-            if name in _NO_CONTENT or name in _MADE_BY_CLASS or type(value) in _SLOTS:
-                continue
-            if is_enum and (not isinstance(value, _CLASS_CODE) or name in vars(enum.Enum)):
-                continue
-            self.put("attribute", name)
-            self._visit_referred(value, f"the attribute {name!r} of class {cls.__qualname__}")
+            self.put("global", digest_code.name_in_library(module, name))
+        self.visit(type(value))
 
 
-class _Reference(NamedTuple):
-    """What bytecode refers to: a global name with the attributes taken of it, or an import."""
-
-    names: tuple[str, ...]
-    is_import: bool = False
-    level: int = 0
+def _atoms(values: Any) -> bytes:
+    return encoded("atoms", marshal.dumps(values, _MARSHAL_FORMAT))
 
 
-@functools.lru_cache(maxsize=4096)
-def _references(code: types.CodeType) -> tuple[_Reference, ...]:
-    found: dict[_Reference, None] = {}
-    for part in _nested(code):
-        found.update(dict.fromkeys(_references_of_one(part)))
-    return tuple(found)
+def _home_of(value: Any, name: str) -> str | None:
+    """Return the module that has an object under a name: the one that it says, or a library's before the user's."""
+    said = getattr(value, "__module__", None)
+    candidates = [said] if isinstance(said, str) else list(sys.modules)
+    homes = [module for module in candidates if _is_there(value, module, name)]
+    return min(homes, key=lambda module: (is_users(module), len(module), module), default=None)
 
 
-def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _nested(constant)
+def _is_there(value: Any, module: str, name: str) -> bool:
+    first, *rest = name.split(".")
+    found = getattr(sys.modules.get(module), "__dict__", {}).get(first)  # past a __getattr__, which may import
+    for part in rest:
+        found = getattr(found, part, None)
+    return found is value
 
 
-def _references_of_one(code: types.CodeType) -> Iterator[_Reference]:
-    chain: tuple[str, ...] = ()
-    constants: list[Any] = [0, 0]
-    for step in dis.get_instructions(code):
-        if chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            chain = (*chain, step.argval)
-            continue
-        if step.opname == "EXTENDED_ARG":
-            continue
-        if chain:
-            yield _Reference(chain)
-            chain = ()
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            chain = (step.argval,)
-        elif step.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
-            constants = [constants[-1], step.argval]
-        elif step.opname == "IMPORT_NAME":
-            yield _Reference((step.argval,), True, constants[0] if isinstance(constants[0], int) else 0)
-    if chain:
-        yield _Reference(chain)
+def _is_plain(kind: type) -> bool:
+    """Tell whether a class leaves it to `object` how it is taken apart."""
+    return vars(object)["__reduce_ex__"] is getattr(kind, "__reduce_ex__", None)
 
 
-_HAS_DOCSTRING = 0x4000000 if sys.version_info >= (3, 13) else 0
+def _named(kind: type) -> str:
+    module = kind.__module__
+    return f"a {kind.__qualname__}" if module == "builtins" else f"a {module}.{kind.__qualname__}"
 
 
-def _has_docstring(code: types.CodeType) -> bool:
-    """Tell whether the first constant is a docstring."""
-    if _HAS_DOCSTRING:
-        return bool(code.co_flags & _HAS_DOCSTRING)
-    is_function = code.co_flags & CO_OPTIMIZED and code.co_flags & CO_NEWLOCALS and not code.co_name.startswith("<")
-    return bool(is_function and code.co_consts and isinstance(code.co_consts[0], str))
-
-
-def is_users(module: str | None) -> bool:
-    """Tell whether a module is the user's own: not of Python, not installed as a library, not of forgepar."""
-    return module is None or _is_users(module)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_users(name: str) -> bool:
-    top = name.partition(".")[0]
-    if top == "__main__":
-        return True
-    if top == "forgepar":
-        return name.startswith("forgepar.examples")
-    if top in sys.stdlib_module_names:
-        return False
-    path = _source_of(name)
-    if path is None:
-        return name not in sys.modules  # it came by value from where it is one; what has no source is a library's
-    return not ({"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, _LIBRARIES)))
-
-
-_LIBRARIES = tuple({sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
-
-
-def _source_of(name: str) -> Path | None:
-    """Return the file of a module, which is not imported for it."""
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None:
-        try:
-            spec = importlib.util.find_spec(name) if "." not in name or name.rpartition(".")[0] in sys.modules else None
-        except (ImportError, ValueError, AttributeError):
-            spec = None
-        file = spec.origin if spec is not None and spec.has_location else None
-    return Path(file) if file else None
-
-
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_CLASS_CODE = (types.FunctionType, property, classmethod, staticmethod)
-_PARTS: dict[type, Callable[[_Walk, Any], None]] = {
-    tuple: _Walk._sequence,
-    list: _Walk._sequence,
-    dict: _Walk._mapping,
-    types.MappingProxyType: _Walk._mapping,
-    set: _Walk._set,
-    frozenset: _Walk._set,
-    np.ndarray: _Walk._array,
-    File: _Walk._file,
-    types.FunctionType: _Walk._function,
-    types.BuiltinFunctionType: _Walk._builtin,
-    types.MethodType: _Walk._method,
-    types.ModuleType: _Walk._module,
-    types.CodeType: _Walk._code,
-    functools.partial: _Walk._partial,
-    type(functools.lru_cache(lambda: None)): _Walk._wrapped,
-    classmethod: _Walk._wrapped,
-    staticmethod: _Walk._wrapped,
-    property: _Walk._property,
-    functools.cached_property: _Walk._cached_property,
-    Task: _Walk._task,
-}
+def _said(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__

@@ -6,21 +6,26 @@
     constants of its own ───────────────────┤
     fingerprints of what it waits for ──────┘
 
-Of tasks that are alike in all of this, the first declared is the first, and so on. A task whose callable may ask for
-its `TaskContext` counts with its name and the run's seed, too. Cost: O(n + m) and the size of the arguments, each of
-which is read once.
+Of tasks that are alike in all of this, the first declared is the first, and so on. A task whose callable, or a function
+among whose arguments, may ask for its `TaskContext` counts with its name and the run's seed, too. Cost: O(n + m) and
+the size of the arguments, each of which is read once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from forgepar.digests import ATOMS, DIGEST_BYTES, Digest, NoDigest, atoms_data, digest_of
-from forgepar.plan import IntArray, Plan
+from forgepar.digests import ATOMS, Digests, atoms_data
+from forgepar.merkle import DIGEST_BYTES, Digest, NoDigest
+from forgepar.plan import Plan
 from forgepar.tasks import Task, base_name
+
+_NO_ATOM = b"\xff"  # before the digest of a constant, where for an atom `marshal` has the letter of its type
 
 
 class Fingerprints:
@@ -50,78 +55,108 @@ class Fingerprints:
         self._seed = seed
         self._alike: dict[bytes, int] = {}
         self._heads: list[_Head] = []
-        self._code: dict[int, Digest | str] = {}
-        self._constants: dict[int, bytes | NoDigest] = {}
+        self._digests = Digests()
+        self._code: dict[tuple[int, bool], Digest | str] = {}
+        self._constants: dict[int, Digest | NoDigest] = {}
         self.grow(plan)
 
     def grow(self, plan: Plan) -> None:
         """Take in the tasks that a plan has behind those of the last one."""
         first = len(self.of_task)
         self.of_task += [None] * (plan.n_tasks - first)
-        self._heads += [self._head(plan, template) for template in range(len(self._heads), len(plan.templates))]
-        order = plan.order if not first else plan.order[plan.order >= first]
-        self._walk(plan, order)
+        used = np.zeros(len(plan.templates), np.bool_)
+        used[plan.template_of[first:]] = True
+        for template in range(len(self._heads), len(plan.templates)):
+            # What stands in for tasks has templates, too, but no task of its own.
+            self._heads.append(self._head(plan, template) if used[template] else _Head())
+        order = np.argsort(plan.layers, kind="stable")  # within a layer as declared: so are tasks alike numbered
+        self._walk(plan, order if not first else order[order >= first])
+        if first:
+            self._refuse_waiting(plan, first)
 
-    def _walk(self, plan: Plan, order: IntArray) -> None:
-        of_task, alike, heads = self.of_task, self._alike, self._heads
-        constants, references = plan.constants, plan.references.tolist()
-        waits_for = _order_only(plan)
-        is_plain = ATOMS.issuperset(map(type, constants))
-        columns = (plan.template_of, plan.constant_start, plan.constant_start[1:], plan.reference_start)
-        rows = zip(
-            order.tolist(),
-            *(column[order].tolist() for column in columns),
-            plan.reference_start[order + 1].tolist(),
-            strict=True,
-        )
-        for task, template, first_constant, end_constant, first_reference, end_reference in rows:
+    def _walk(self, plan: Plan, order: NDArray[np.int64]) -> None:
+        """Find the fingerprints of tasks, each behind those that it waits for."""
+        of_task: list[Any] = self.of_task
+        alike, heads = self._alike, self._heads
+        constants, references, waits_for = plan.constants, plan.references.tolist(), _order_only(plan)
+        are_atoms = ATOMS.issuperset(map(type, constants))
+        starts = (plan.constant_start, plan.constant_start[1:], plan.reference_start, plan.reference_start[1:])
+        columns = (column[order].tolist() for column in (plan.template_of, *starts))
+        for task, template, constant, constant_end, reference, reference_end in zip(
+            order.tolist(), *columns, strict=True
+        ):
             head = heads[template]
             if head.reason is not None:
                 self._refuse(task, head.reason, is_declared=head.is_declared)
                 continue
-            before = references[first_reference:end_reference]
-            if task in waits_for:
-                before += waits_for[task]
-            data = [head.data]
-            if first_constant != end_constant:
-                own = tuple(constants[first_constant:end_constant])
-                if is_plain:
-                    data.append(atoms_data(own))
-                else:
-                    try:
-                        data += [self._of_constant(value) for value in own]
-                    except NoDigest as error:
-                        self._refuse(task, f"its arguments: {error}")
-                        continue
+            data, asks_context = head.data, head.asks_context
+            before = references[reference:reference_end]
             try:
-                data += [of_task[other] for other in before]  # a None among them is what join raises at
-                found = blake2b(b"".join(data), digest_size=DIGEST_BYTES).digest()
-            except TypeError:
-                other = next(other for other in before if of_task[other] is None)
-                self._refuse(task, f"it follows {plan.name(other)!r}", is_declared=other in self.declared)
+                if constant != constant_end:
+                    own = constants[constant:constant_end]
+                    if are_atoms:
+                        data += atoms_data(own)
+                    else:
+                        data, asks_context = self._with_constants(head, own)
+                data += b"".join([of_task[other] for other in before])  # which raises at None
+                if task in waits_for:
+                    before = waits_for[task]
+                    data += b"".join(sorted([of_task[other] for other in before]))
+            except NoDigest as error:
+                self._refuse(task, f"its arguments: {error}")
                 continue
-            if head.asks_context:
-                found = blake2b(
-                    f"{plan.name(task)} {self._seed}".encode(), key=found, digest_size=DIGEST_BYTES
-                ).digest()
-            n_alike = alike.get(found, 0)
-            alike[found] = n_alike + 1
-            if n_alike:
-                found = blake2b(b"%d" % n_alike, key=found, digest_size=DIGEST_BYTES).digest()
+            except TypeError:
+                self._refuse_following(plan, task, before)
+                continue
+            found = blake2b(data, digest_size=DIGEST_BYTES).digest()
+            if asks_context:
+                found = _mixed(found, f"{plan.name(task)} {self._seed}")
+            if found in alike:
+                alike[found] += 1
+                found = _mixed(found, str(alike[found]))
+            else:
+                alike[found] = 1
             of_task[task] = found
 
+    def _with_constants(self, head: _Head, own: list[object]) -> tuple[bytes, bool]:
+        """Return the data of a task with arguments of its own, of any type, and whether it may ask for its context."""
+        if ATOMS.issuperset(map(type, own)):
+            return head.data + atoms_data(own), head.asks_context
+        parts, asks_context = [head.data], head.asks_context
+        for value in own:
+            if type(value) in ATOMS:
+                parts.append(atoms_data([value]))
+            else:
+                found = self._of_constant(value)
+                parts += (_NO_ATOM, found.data)
+                asks_context |= found.asks_context
+        return b"".join(parts), asks_context
+
     def _refuse(self, task: int, reason: str, *, is_declared: bool = False) -> None:
+        self.of_task[task] = None
         self.reasons[task] = reason
         if is_declared:
             self.declared.add(task)
 
-    def _of_constant(self, value: object) -> bytes:
+    def _refuse_following(self, plan: Plan, task: int, before: Sequence[int]) -> None:
+        """Refuse a task that follows one that was refused."""
+        other = next(other for other in before if self.of_task[other] is None)
+        self._refuse(task, f"it follows {plan.name(other)!r}", is_declared=other in self.declared)
+
+    def _refuse_waiting(self, plan: Plan, first: int) -> None:
+        """Refuse what waits for a task that turned out to be several, of which one was refused."""
+        refused = [task for task in range(first, plan.n_tasks) if self.of_task[task] is None]
+        if refused:
+            for task in np.flatnonzero(plan.graph.descendants(refused)[:first]).tolist():
+                if self.of_task[task] is not None:
+                    self._refuse_following(plan, task, refused)
+
+    def _of_constant(self, value: object) -> Digest:
         """Return the digest of an argument; the plan holds it, so that no other gets its id."""
-        if type(value) in ATOMS:
-            return digest_of(value).data
-        if (known := self._constants.get(id(value))) is None:
+        known = self._constants.get(id(value))
+        if known is None:
             try:
-                known = digest_of(value).data
+                known = self._digests.of(value)
             except NoDigest as error:
                 known = error
             self._constants[id(value)] = known
@@ -139,20 +174,24 @@ class Fingerprints:
         code = self._of_callable(plan.callable_of[template], spec.fn, is_vouched=options.version is not None)
         if isinstance(code, str):
             return _Head(reason=code)
+        told = self._digests.of((tuple(row.layout), tuple(row.shared), options.version))
         try:
-            shared = digest_of((row.layout, dict(row.shared), options.version))
+            shared = [self._of_constant(value) for value in row.shared.values()]
         except NoDigest as error:
             return _Head(reason=f"its arguments: {error}")
-        return _Head(code.data + shared.data, code.asks_context)
+        digests = (code, told, *shared)
+        data = b"".join([found.data for found in digests])
+        return _Head(blake2b(data, digest_size=DIGEST_BYTES).digest(), any(found.asks_context for found in digests))
 
     def _of_callable(self, number: int, fn: Callable[..., object], *, is_vouched: bool) -> Digest | str:
-        key = 2 * number + is_vouched
+        """Return the digest of what tasks call, without the options that they have, or why it has none."""
+        key = (number, is_vouched)
         if key not in self._code:
+            plain = fn.fn if isinstance(fn, Task) else fn
             try:
-                self._code[key] = digest_of(fn, is_vouched=is_vouched)
+                self._code[key] = self._digests.of(plain, is_vouched=is_vouched)
             except NoDigest as error:
-                plain = base_name(fn.fn if isinstance(fn, Task) else fn)
-                self._code[key] = f"the code of {plain!r}: {error}"
+                self._code[key] = f"the code of {base_name(plain)!r}: {error}"
         return self._code[key]
 
 
@@ -170,11 +209,15 @@ class _Head:
         self.is_declared = is_declared
 
 
+def _mixed(fingerprint: bytes, text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), key=fingerprint, digest_size=DIGEST_BYTES).digest()
+
+
 def _order_only(plan: Plan) -> dict[int, list[int]]:
-    """Return what tasks wait for without taking its value, in order; tasks that do not are left out."""
+    """Return what tasks wait for without taking its value; tasks that do not are left out."""
     before, after = plan.order_only
     found: dict[int, list[int]] = {}
-    for one, other in sorted(zip(after.tolist(), before.tolist(), strict=True)):
+    for one, other in sorted(set(zip(after.tolist(), before.tolist(), strict=True))):
         found.setdefault(one, []).append(other)
     return found
 

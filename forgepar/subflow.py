@@ -67,13 +67,17 @@ class _FanOut:
         inner = Workflow()
         return Subflow(inner, inner.map(self.fn, *map(list, columns), **constants))
 
+    def __forgepar_fingerprint__(self) -> Any:
+        is_plain = isinstance(self.fn, Task) and self.fn.task_options.version is None
+        return self.fn.fn if is_plain else self.fn  # no other option counts, nor what the tasks are called
+
 
 def _fan_out(workflow: Workflow, fn: Any, columns: Sequence[Any], constants: Mapping[str, Any]) -> TaskHandle:
     """Declare what fans out; the function's own options are those of the tasks to come."""
     options: dict[str, Any] = {}
     name = base_name(fn)
     if isinstance(fn, Task):
-        options = {"after": fn.task_options.after}
+        options = {"after": fn.task_options.after, "cache": fn.task_options.cache}
         name = fn.task_options.name or name
         fn = fn.options(after=(), name=name)
     lists = [list(column) if isinstance(column, TaskHandles) else column for column in columns]

@@ -1,0 +1,387 @@
+"""Takes callables, classes and modules apart, for their digests.
+
+    function ──> its steps and constants, defaults, closure, and what of its module it refers to ──> and so on
+    class    ──> its bases, and all that its body holds
+    module   ──> its source as compiled, and the modules of the user's that it imports, where all of it may be used
+
+Of a library the names count, and its release.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from forgepar.bytecode import Reference, references_of, steps_of
+from forgepar.libraries import is_users, release_of, source_of
+from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
+from forgepar.tasks import Task
+
+_HEAP_TYPE = 1 << 9  # a class that is made when the program runs
+_OF_MODULE = frozenset(
+    ("__builtins__", "__cached__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__spec__")
+)  # globals that tell where a module is and how it was loaded
+_ANY_GLOBAL = frozenset(("eval", "exec", "globals"))
+_NO_CONTENT = frozenset(
+    (
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dataclass_fields__",  # the methods made from them tell; the rest of them is looked at apart
+        "__dataclass_params__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__qualname__",
+        "__slotnames__",  # of which pickle keeps note there
+        "__slots__",
+        "__static_attributes__",
+        "__type_params__",
+        "__weakref__",
+        "_abc_impl",
+    )
+)
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_CODE = (types.FunctionType, types.MethodType, functools.partial, Task, type, classmethod, staticmethod, property)
+
+
+def name_in_library(module: str, name: str) -> str:
+    """Return what stands for something that a library has under a name."""
+    return f"{module} {name} {release_of(module)}"
+
+
+# Functions
+
+
+def take_function(walk: Walk, fn: types.FunctionType) -> None:
+    """Take a function apart."""
+    home = fn.__globals__.get("__name__")  # what it says of itself may be what it wraps
+    if home == "forgepar.contexts":
+        walk.ask_context()
+    if not is_users(home):
+        _take_from_library(walk, fn, home or "")
+        return
+    walk.put("function")
+    walk.visit(fn.__code__)
+    walk.visit(fn.__defaults__, "its defaults")
+    walk.visit(fn.__kwdefaults__, "its defaults")
+    _take_closure(walk, fn, is_vouched=False)
+    for reference in references_of(fn.__code__):
+        if reference.is_import:
+            _take_import(walk, reference, _package_of(fn.__globals__))
+        else:
+            _take_global(walk, reference.names, fn.__globals__)
+
+
+def _take_from_library(walk: Walk, fn: types.FunctionType, home: str) -> None:
+    """Count a library's function by its name; one that was made within another counts with what that gave it."""
+    name = fn.__code__.co_qualname
+    walk.put("function", name_in_library(home, name))
+    if "<" not in name:
+        return
+    if home == "functools" and name.startswith("singledispatch."):
+        registry: Mapping[Any, Any] = fn.registry  # type: ignore[attr-defined]
+        for pair in registry.items():  # beside it there is a cache, which changes
+            walk.visit(pair)
+        return
+    walk.visit(fn.__code__)
+    walk.visit(fn.__defaults__, is_vouched=True)
+    walk.visit(fn.__kwdefaults__, is_vouched=True)
+    _take_closure(walk, fn, is_vouched=True)
+
+
+def _take_closure(walk: Walk, fn: types.FunctionType, *, is_vouched: bool) -> None:
+    """Visit what a function closes over; ``is_vouched``: what is not code and cannot be compared does not count."""
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            walk.put("empty cell")
+            continue
+        is_left = is_vouched and not issubclass(type(value), _CODE)
+        walk.visit(value, f"{name!r}, which it closes over", is_vouched=is_left)
+
+
+def _take_global(walk: Walk, names: tuple[str, ...], scope: Mapping[str, Any]) -> None:
+    """Visit what a function refers to by a global name, and the attributes taken of it."""
+    name, *attributes = names
+    if name in _OF_MODULE:
+        return
+    if name not in scope:  # a builtin, whose name is among the steps; or nothing yet
+        if name in _ANY_GLOBAL:
+            walk.visit(whole(str(scope.get("__name__"))), f"all of its module, which {name}() may use")
+        return
+    value = scope[name]
+    while attributes and issubclass(type(value), types.ModuleType) and _is_looked_into(value.__name__):
+        try:
+            value = getattr(value, attributes[0])
+        except AttributeError:
+            break
+        del attributes[0]
+    what = f"its global {name!r}"
+    walk.visit(value, what)
+    if attributes and type(value) is types.FunctionType and attributes[0] in vars(value):
+        walk.visit(vars(value)[attributes[0]], f"{attributes[0]!r} of {what}")
+
+
+def _is_looked_into(module: str) -> bool:
+    return module.partition(".")[0] == "forgepar" or is_users(module)
+
+
+def take_code(walk: Walk, code: types.CodeType) -> None:
+    """Take code apart: what it does, and the constants that it loads."""
+    steps = steps_of(code)
+    walk.put("code", steps.text)
+    for constant in steps.constants:
+        walk.visit(constant)
+
+
+def take_partial(walk: Walk, value: functools.partial[Any]) -> None:
+    """Take a partial call apart."""
+    walk.put("partial")
+    walk.visit(value.func)
+    walk.visit(value.args, "its arguments")
+    walk.visit(value.keywords, "its arguments")
+
+
+def take_method(walk: Walk, value: types.MethodType) -> None:
+    """Take a bound method apart."""
+    walk.put("method")
+    walk.visit(value.__func__)
+    walk.visit(value.__self__, "the object that it is a method of")
+
+
+def take_builtin(walk: Walk, value: types.BuiltinFunctionType) -> None:
+    """Take apart a function that is written in C, or a method of something that is."""
+    owner = value.__self__
+    if owner is not None and not isinstance(owner, types.ModuleType):
+        walk.put("method", value.__name__)
+        walk.visit(owner, "the object that it is a method of")
+        return
+    module = value.__module__ or getattr(owner, "__name__", None) or "builtins"
+    if is_users(module):
+        walk.put("builtin", value.__qualname__)
+        walk.visit(whole(module), "its module")
+    else:
+        walk.put("builtin", name_in_library(module, value.__qualname__))
+
+
+def take_task(walk: Walk, value: Task[..., Any]) -> None:
+    """Take a function apart that has options; of these its version counts."""
+    version = value.task_options.version
+    walk.put("task")
+    walk.visit(version)
+    walk.visit(value.fn, is_vouched=version is not None)
+
+
+def take_wrapped(walk: Walk, value: Any) -> None:
+    """Take a class method, a static method or a function with a cache apart."""
+    walk.put("wrapper", type(value).__name__)
+    walk.visit(value.__wrapped__)
+
+
+def take_property(walk: Walk, value: property | types.DynamicClassAttribute) -> None:
+    """Take a property apart."""
+    walk.put("property")
+    for part in (value.fget, value.fset, value.fdel):
+        walk.visit(part)
+
+
+def take_cached_property(walk: Walk, value: functools.cached_property[Any]) -> None:
+    """Take a property apart that is computed once."""
+    walk.put("property")
+    walk.visit(value.func)
+
+
+# Classes
+
+
+def take_class(walk: Walk, cls: type) -> None:
+    """Take a class apart."""
+    if _is_librarys(cls):
+        module = cls.__module__ if isinstance(cls.__module__, str) else ""
+        walk.put("class", name_in_library(module, cls.__qualname__))
+        return
+    walk.put("class", cls.__name__)
+    walk.visit(type(cls))
+    for base in cls.__bases__:
+        walk.visit(base)
+    is_enum = issubclass(type(cls), enum.EnumMeta)
+    if is_enum:
+        members: Mapping[str, enum.Enum] = cls.__members__  # type: ignore[attr-defined]
+        walk.visit([(name, member.value) for name, member in members.items()], "its members")
+    for name, field in getattr(cls, "__dataclass_fields__", {}).items():
+        walk.put("field", f"{name} {_annotation_text(field.type)}")
+        walk.visit(field.metadata, f"the metadata of field {name!r}")
+    for name, value in sorted(vars(cls).items()):
+        if name in _NO_CONTENT or type(value) in _SLOTS or (is_enum and _is_made_by_enum(cls, name, value)):
+            continue
+        walk.put("attribute", name)
+        walk.visit(value, f"the attribute {name!r} of class {cls.__qualname__}")
+
+
+def _is_librarys(cls: type) -> bool:
+    """Tell whether a class is what a library has under its name; one that is made for the user may only say so."""
+    if not cls.__flags__ & _HEAP_TYPE or not isinstance(cls.__module__, str):  # it is made in C
+        return True
+    if is_users(cls.__module__):
+        return False
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is cls
+
+
+def _is_made_by_enum(cls: Any, name: str, value: Any) -> bool:
+    if name in cls.__members__:
+        return True
+    return name.startswith("_") and name.endswith("_") and not issubclass(type(value), _CODE)
+
+
+def _annotation_text(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__qualname__ if type(annotation) is type else repr(annotation).partition(" at 0x")[0]
+
+
+# Modules
+
+
+class Whole:
+    """Stands for a module as a whole, whether it is imported or not; made by `whole`."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@functools.cache
+def whole(name: str) -> Whole:
+    """Return what stands for a module as a whole: one object a name."""
+    return Whole(name)
+
+
+def take_module(walk: Walk, module: types.ModuleType) -> None:
+    """Take a module apart of which it is not told what is used."""
+    name = module.__name__
+    if name.partition(".")[0] == "forgepar":
+        walk.ask_context()
+    if is_users(name):
+        walk.put("module")
+        walk.visit(whole(name))
+    else:
+        walk.put("module", name_in_library(name, ""))
+
+
+def take_whole(walk: Walk, module: Whole) -> None:
+    """Take a module of the user's apart by its source, and so all of the user's that it imports."""
+    path = source_of(module.name)
+    if path is None:
+        if module.name in sys.modules and not hasattr(sys.modules[module.name], "__path__"):
+            raise NoDigest(f"the module {module.name!r} has no file")
+        walk.put("no source")
+        return
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise NoDigest(f"the module {module.name!r} cannot be read ({error.strerror})") from None
+    code = _compiled(source) if path.suffix == ".py" else None
+    if code is None:
+        walk.put("source", blake2b(source, digest_size=DIGEST_BYTES).digest())
+        return
+    walk.put("source")
+    walk.visit(code)
+    package = module.name if path.name == "__init__.py" else module.name.rpartition(".")[0]
+    for reference in references_of(code):
+        if reference.is_import:
+            _take_import(walk, reference, package)
+
+
+def _compiled(source: bytes) -> types.CodeType | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return compile(source, "<module>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _take_import(walk: Walk, reference: Reference, package: str) -> None:
+    """Count what an import executes: modules of the user's as a whole, as it is not told what of them is used."""
+    name, *taken = reference.names
+    if reference.level:
+        try:
+            name = importlib.util.resolve_name("." * reference.level + name, package)
+        except ImportError:
+            return
+    if name.partition(".")[0] == "forgepar":
+        walk.ask_context()
+    if not is_users(name):
+        walk.put("import", name_in_library(name, ""))
+        return
+    parts = name.split(".")
+    for n in range(1, len(parts) + 1):
+        walk.visit(whole(".".join(parts[:n])))
+    for submodule in (f"{name}.{part}" for part in taken):
+        if source_of(submodule) is not None:
+            walk.visit(whole(submodule))
+
+
+def _package_of(scope: Mapping[str, Any]) -> str:
+    package = scope.get("__package__")
+    if package is not None:
+        return str(package)
+    name = str(scope.get("__name__", ""))
+    return name if "__path__" in scope else name.rpartition(".")[0]
+
+
+TAKERS: dict[type, Callable[[Walk, Any], None]] = {
+    types.FunctionType: take_function,
+    types.BuiltinFunctionType: take_builtin,
+    types.MethodType: take_method,
+    types.ModuleType: take_module,
+    types.CodeType: take_code,
+    types.DynamicClassAttribute: take_property,
+    functools.partial: take_partial,
+    functools.cached_property: take_cached_property,
+    type(functools.lru_cache(lambda: None)): take_wrapped,
+    classmethod: take_wrapped,
+    staticmethod: take_wrapped,
+    property: take_property,
+    type: take_class,
+    Task: take_task,
+    Whole: take_whole,
+}
+
+
+def _with_attributes(take: Callable[[Walk, Any], None]) -> Callable[[Walk, Any], None]:
+    """Return what also takes the attributes that an object of a derived class has."""
+
+    def take_both(walk: Walk, value: Any) -> None:
+        take(walk, value)
+        attributes = getattr(value, "__dict__", {})
+        walk.visit({name: part for name, part in attributes.items() if not name.startswith("__")})
+
+    return take_both
+
+
+BASES: tuple[tuple[type, Callable[[Walk, Any], None]], ...] = (
+    (types.ModuleType, take_module),
+    (types.DynamicClassAttribute, take_property),
+    (functools.cached_property, take_cached_property),
+    (Task, take_task),
+    *((kind, _with_attributes(TAKERS[kind])) for kind in (functools.partial, classmethod, staticmethod, property)),
+)

@@ -1,0 +1,109 @@
+"""Which modules are the user's own, where their source is, and which release of a library is installed.
+
+Nothing is imported to find out, so that the answer is the same whatever has been imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+from contextlib import suppress
+from hashlib import blake2b
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+_INSTALLED = frozenset(("site-packages", "dist-packages"))
+
+
+def is_users(module: str | None) -> bool:
+    """Tell whether a module is the user's own: not of Python, not installed as a library, not of forgepar."""
+    return module is None or _is_users(module)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_users(name: str) -> bool:
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return True
+    if top == "forgepar":
+        return name.startswith("forgepar.examples")
+    if top in sys.builtin_module_names:
+        return False
+    path = source_of(name)
+    if path is not None:
+        return not _is_librarys(path.resolve())
+    # What has no source is a part of a compiled module, or frozen into Python; or else it was made by a program, or
+    # came by value from where it was one.
+    parent = name.rpartition(".")[0]
+    return _is_users(parent) if parent else top not in sys.stdlib_module_names
+
+
+def _is_librarys(path: Path) -> bool:
+    return not _INSTALLED.isdisjoint(path.parts) or any(map(path.is_relative_to, _libraries()))
+
+
+@functools.cache
+def _libraries() -> tuple[Path, ...]:
+    keys = ("stdlib", "platstdlib", "purelib", "platlib")
+    return tuple({Path(sysconfig.get_path(key)).resolve() for key in keys})
+
+
+def source_of(name: str) -> Path | None:
+    """Return the file of a module, whether it is imported or not; None: it has none, or there is no such module."""
+    module = sys.modules.get(name)
+    if module is not None:
+        file = getattr(module, "__file__", None)
+    else:
+        spec = _find(name)
+        file = spec.origin if spec is not None and spec.has_location else None
+    return Path(file) if isinstance(file, str) else None
+
+
+def _find(name: str) -> ModuleSpec | None:
+    """Find a module as an import would, but without importing those that it is in."""
+    spec, path = None, None
+    for at in [i for i, sign in enumerate(name) if sign == "."] + [len(name)]:
+        spec = _find_in(name[:at], path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
+
+
+def _find_in(name: str, path: object) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        with suppress(Exception):  # a finder of somebody's; an import would tell
+            spec = finder.find_spec(name, path)  # type: ignore[arg-type]
+            if spec is not None:
+                return spec
+    return None
+
+
+def release_of(module: str | None) -> str:
+    """Return what tells one release of the library that a module is of from another; empty if nothing does.
+
+    That is its version; of a package that was installed from a folder, whose version need not change with its code, the
+    hashes of its files. Of Python's own modules it is Python's minor version, of forgepar nothing.
+    """
+    return _release_of((module or "").partition(".")[0])
+
+
+@functools.cache
+def _release_of(top: str) -> str:
+    if top in ("", "forgepar"):
+        return ""
+    if top in sys.stdlib_module_names:
+        return "{}.{}".format(*sys.version_info)
+    from importlib import metadata
+
+    found = None
+    with suppress(Exception):  # what it reads is files of anybody's
+        found = metadata.distribution(top)
+    with suppress(Exception):
+        found = found or metadata.distribution(metadata.packages_distributions()[top][0])
+        if found.read_text("direct_url.json") is None:
+            return found.version
+        lines = sorted(line for line in (found.read_text("RECORD") or "").splitlines() if ".py,sha256=" in line)
+        return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest() if lines else found.version
+    return ""
