@@ -10,6 +10,10 @@ from tempfile import gettempdir
 
 import psutil
 import pytest
+from hypothesis import settings
+
+settings.register_profile("forgepar", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("forgepar")
 
 BACKENDS = ["inline", "forkserver", "spawn", "fork"]
 PATIENCE = 30.0  # seconds after which waiting for something that should happen at once is given up

@@ -98,11 +98,14 @@ def test_a_run_that_is_called_off_lets_what_runs_come_to_its_end(tmp_path):
     def call_off():
         wait_until(started.exists, "the task to start")
         token.cancel()
-        go.touch()
+
+    def let_go(event):
+        if isinstance(event, WorkflowCancelled):
+            go.touch()
 
     caller = threading.Thread(target=call_off)
     caller.start()
-    result = wf.run(workers=2, cancel=token, outputs="all")
+    result = wf.run(workers=2, cancel=token, outputs="all", audit=let_go)
     caller.join()
     assert result.status == "cancelled"
     assert result[running] == "came to its end"

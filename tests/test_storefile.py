@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -292,12 +294,14 @@ def test_values_that_find_no_room_are_told_and_computed_again(small_disk, either
     parts = wf.map(np.full, [200_000] * 6, range(6))  # 1.6 MB each
     total = wf.add(lambda arrays: float(sum(array[0] for array in arrays)), parts)
     store = small_disk / "runs.db"
-    with pytest.warns(fp.StoreWarning, match=r"the value of task 'full-\d' is not kept .* No space left"):
-        result = wf.run(**either_backend, store=store)
-    assert result[total] == 15.0
-    with pytest.warns(fp.StoreWarning, match="is not kept"):
-        result = wf.run(**either_backend, store=store, resume=fp.Resume(start_from="lambda"))
-    assert result[total] == 15.0
+    for resume in (False, fp.Resume(start_from="lambda")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = wf.run(**either_backend, store=store, resume=resume)
+        assert result[total] == 15.0
+        # The database itself may find no room as well, while a file that will not fit is being written.
+        texts = [str(warning.message) for warning in caught if warning.category is fp.StoreWarning]
+        assert any(re.match(r"the value of task 'full-\d' is not kept .* No space left", text) for text in texts)
     counted = result.status_counts()
     assert counted["cached"] >= 1
     assert counted["completed"] >= 3
