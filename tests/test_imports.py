@@ -47,7 +47,7 @@ RANKS = {
     6: ["orders", "priors", "backends.process", "backends.inline"],
     7: ["runstate"],
     8: ["rollback", "runtable", "simulate"],
-    9: ["result"],
+    9: ["forecast", "result"],
     10: ["keeping", "console", "faults", "flight", "holdings", "watch"],
     11: ["journal", "recording"],
     12: ["books", "claims", "memory"],
