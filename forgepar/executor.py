@@ -31,6 +31,7 @@ from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
+from forgepar.report.html import write_report  # noqa: F401  (it lends `RunResult.report` what it needs)
 from forgepar.result import RunResult
 from forgepar.rollback import RollbackReport, Strategy
 from forgepar.runstate import RunPolicy, Wear

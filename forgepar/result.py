@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
@@ -160,6 +162,13 @@ class Outputs:
         for task, (stream, *buffers) in self._mapped.items():
             self._decoded[task] = pickle.loads(stream, buffers=map(bytearray, buffers))
         self._mapped.clear()
+
+
+class Reporter:
+    """What `RunResult.report` needs of a room that ranks above it: that puts it here when it is imported."""
+
+    check: Callable[[str | os.PathLike[str]], None]
+    write: Callable[[RunTable, str | os.PathLike[str]], Path]
 
 
 class RunResult:
@@ -346,6 +355,21 @@ class RunResult:
             failures=self._failures(),
             errors={task: error_text(error) for task, error in ledger.errors.items()},
         )
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run as one HTML file that opens anywhere, without a network: what ran where and when, and failures.
+
+        Args:
+            path: the file, such as "run.html"; one that is there is replaced. Its folder must be there.
+
+        Returns:
+            The path.
+
+        Raises:
+            ModuleNotFoundError: bokeh is not installed, the extra ``report``.
+            OSError: the file cannot be written.
+        """
+        return Reporter.write(self.table(), path)
 
     def _failures(self) -> list[FailedAttempt]:
         """Return every attempt that failed; when those began that were tried again is known by their event."""

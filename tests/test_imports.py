@@ -47,9 +47,9 @@ RANKS = {
     6: ["orders", "priors", "backends.process", "backends.inline"],
     7: ["runstate"],
     8: ["rollback", "runtable", "simulate"],
-    9: ["forecast", "result"],
-    10: ["keeping", "console", "faults", "flight", "holdings", "watch"],
-    11: ["journal", "recording"],
+    9: ["forecast", "report.analysis", "result"],
+    10: ["keeping", "console", "faults", "flight", "holdings", "report.charts", "report.page", "watch"],
+    11: ["journal", "recording", "report.html"],
     12: ["books", "claims", "memory"],
     13: ["dispatch"],
     14: ["snapshot", "targets"],
@@ -61,7 +61,7 @@ RANKS = {
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 # Packages' own files: they must import nothing, so that importing one module loads no other.
-PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "examples.__init__"]
+PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "examples.__init__", "report.__init__"]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in ROOT.rglob("*.py")
