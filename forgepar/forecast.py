@@ -24,6 +24,7 @@ from forgepar.runtable import RunTable
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MOST_WORKERS = 1_000_000
+_JOINS = -1  # in place of a task: a worker that begins to be there
 _MEND = "Give a number, numbers with commas, or a range such as 1..128."
 
 Schedule = Literal["layers", "eager"]
@@ -44,6 +45,7 @@ class Delays:
 
     Attributes:
         head: from the start of the run to that of its first task.
+        joining: from there to when each further worker began, ascending; more workers than these come with the last.
         following: before a task that was ready when its worker was done with the last one.
         woken: before a task for which its worker waited.
         tail: from the end of the last task to that of the run.
@@ -53,6 +55,7 @@ class Delays:
     following: float = 0.0
     woken: float = 0.0
     tail: float = 0.0
+    joining: tuple[float, ...] = ()
 
     @classmethod
     def measured(cls, table: RunTable) -> Delays:
@@ -69,10 +72,17 @@ class Delays:
         before[1:][same] = end[order][:-1][same]
         delays = start[order] - np.maximum(before, ready[order])
         # Of a task that was tried again, and of the first ones, it is not known when they could have begun.
+        opening = order[np.isneginf(before) & np.isneginf(ready[order])]
         known = np.isfinite(delays) & (table.attempt[order] <= 1) & (table.worker[order] >= 0)
         is_woken = ready[order] > before
         following, woken = (_mean(delays[known & chosen]) for chosen in (~is_woken, is_woken))
-        return cls(max(first, 0.0), following, woken, max(table.wall_seconds - last, 0.0))
+        joining = tuple(np.sort(start[opening] - first)[1:].tolist())
+        return cls(max(first, 0.0), following, woken, max(table.wall_seconds - last, 0.0), joining)
+
+    def joined(self, workers: int) -> list[float]:
+        """Return when each of so many workers can begin, the first at 0."""
+        known = [0.0, *self.joining][:workers]
+        return known + known[-1:] * (workers - len(known))
 
 
 class Forecast:
@@ -123,9 +133,10 @@ class Forecast:
         sizes = np.diff(np.append(starts, len(seconds)))
         woken, following = self.delays.woken, self.delays.following
         walls = np.maximum.reduceat(seconds, starts)
-        for layer in np.flatnonzero(sizes > workers).tolist():
+        for layer in {0, *np.flatnonzero(sizes > workers).tolist()}:
             tasks = seconds[starts[layer] : starts[layer] + sizes[layer]] + following
-            walls[layer] = _makespan(tasks, workers) - following
+            free = self.delays.joined(workers) if layer == 0 else [0.0] * workers
+            walls[layer] = _makespan(tasks, free) - following
         return float(walls.sum()) + woken * (len(starts) - 1)
 
     @cached_property
@@ -152,12 +163,11 @@ class Forecast:
         starts, after, priority = graph
         waits, ready_at = waits.copy(), [0.0] * len(waits)
         following, woken = self.delays.following, self.delays.woken
-        ready: list[tuple[float, int]] = []
-        running: list[tuple[float, int]] = []
         settled = [task for task, n in enumerate(waits) if not n and not ran[task]]
-        ready += [(priority[task], task) for task, n in enumerate(waits) if not n and ran[task]]
+        ready = [(priority[task], task) for task, n in enumerate(waits) if not n and ran[task]]
         heapq.heapify(ready)
-        now, most = 0.0, 0
+        running = [(at, _JOINS) for at in self.delays.joined(workers) if at > 0]
+        now, most, n_away, has_begun = 0.0, 0, len(running), False
         while True:
             while settled:
                 done = settled.pop()
@@ -170,13 +180,17 @@ class Forecast:
                         settled.append(task)
             while ready and len(running) < workers:
                 task = heapq.heappop(ready)[1]
-                delay = 0.0 if not now else woken if ready_at[task] == now else following
+                delay = 0.0 if not has_begun else woken if ready_at[task] == now else following
                 heapq.heappush(running, (now + delay + seconds[task], task))
-            most = max(most, len(running))
-            if not running:
+            most = max(most, len(running) - n_away)
+            if len(running) == n_away and not ready:
                 return now, most
             now, task = heapq.heappop(running)
-            settled.append(task)
+            has_begun = task != _JOINS
+            if has_begun:
+                settled.append(task)
+            else:
+                n_away -= 1
 
     @cached_property
     def _graph_lists(self) -> tuple[tuple[list[int], list[int], list[float]], list[float], list[bool], list[int]]:
@@ -281,11 +295,16 @@ def _mean(delays: Floats) -> float:
     return float(np.maximum(delays, 0.0).mean()) if len(delays) else 0.0
 
 
-def _makespan(seconds: Floats, workers: int) -> float:
-    """Return when the last of tasks in this order is done, each begun by the worker that is free first."""
-    if workers == 1:
-        return float(seconds.sum())
-    free = [0.0] * workers
+def _makespan(seconds: Floats, free: list[float]) -> float:
+    """Return when the last of tasks in this order is done, each begun by the worker that is free first.
+
+    Args:
+        seconds: of each task.
+        free: when each worker is free, ascending; it is changed.
+    """
+    if len(free) == 1:
+        return free[0] + float(seconds.sum())
+    del free[len(seconds) :]  # those get none
     replace = heapq.heapreplace
     for duration in seconds.tolist():
         replace(free, free[0] + duration)

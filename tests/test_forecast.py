@@ -82,12 +82,26 @@ def test_delays_are_measured():
     table = replace(timed(wf, [3, 2, 1, 2, 1], **columns), schedule="layers")
     # On worker 1 the tasks end at 2, 4.25 and 5.5, and the next begin 0.25 later; the layer ends at 5.5, the next
     # begins at 7.5; the run ends half a second behind the last task.
-    assert Delays.measured(table) == Delays(head=1.0, following=0.25, woken=2.0, tail=0.5)
+    assert Delays.measured(table) == Delays(head=1.0, following=0.25, woken=2.0, tail=0.5, joining=(0.0,))
     # Laid out, the last of layer 0 goes to worker 0, which is free first, and ends at 1 + 4.25.
     assert Forecast(table).seconds(2, "layers") == 1 + 4.25 + 2 + 2 + 0.5
     # Without barriers the second of the chain could have begun at 4, when its worker was free: it waited for 3.5.
     following = (0.25 + 0.25 + 3.5) / 3
-    assert Delays.measured(replace(table, schedule="eager")) == Delays(1.0, following, woken=0.0, tail=0.5)
+    assert Delays.measured(replace(table, schedule="eager")) == Delays(1.0, following, woken=0.0, tail=0.5, joining=(0.0,))
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+def test_workers_that_come_later_begin_later(schedule):
+    wf = fp.Workflow()
+    wf.map(abs, range(4))
+    columns = {"worker": np.array([0, 1, 1, 0], np.int32), "start": np.array([1.0, 3.5, 4.5, 3.0])}
+    table = replace(timed(wf, [2, 1, 1, 2], wall_seconds=6.0, **columns), schedule=schedule)
+    assert Delays.measured(table) == Delays(1.0, 0.0, 0.0, 0.5, joining=(2.5,))
+    forecast = Forecast(table)
+    assert forecast.seconds(1, schedule) == 1 + 6 + 0.5
+    assert forecast.seconds(2, schedule) == 1 + 4.5 + 0.5
+    # A third comes when the second does.
+    assert forecast.seconds(3, schedule) == 1 + 4 + 0.5
 
 
 def test_tasks_that_did_not_run_take_no_time_and_no_worker():
