@@ -87,7 +87,9 @@ def test_delays_are_measured():
     assert Forecast(table).seconds(2, "layers") == 1 + 4.25 + 2 + 2 + 0.5
     # Without barriers the second of the chain could have begun at 4, when its worker was free: it waited for 3.5.
     following = (0.25 + 0.25 + 3.5) / 3
-    assert Delays.measured(replace(table, schedule="eager")) == Delays(1.0, following, woken=0.0, tail=0.5, joining=(0.0,))
+    assert Delays.measured(replace(table, schedule="eager")) == Delays(
+        1.0, following, woken=0.0, tail=0.5, joining=(0.0,)
+    )
 
 
 @pytest.mark.parametrize("schedule", ["layers", "eager"])

@@ -123,10 +123,10 @@ def timeline(
     if len(waited):
         _rectangles(plot, "idle", waited.left, waited.right, waited.row, fill_color=GREY, fill_alpha=0.3)
     by_callable, codes = _callable_colours(table, bars)
-    tasks = _draw_tasks(plot, table, bars, codes)
+    tasks, names = _draw_tasks(plot, table, bars, codes)
     tried = _draw_attempts(plot, table)
     _draw_path(plot, table, path)
-    _add_tools(plot, table, tasks, tried)
+    _add_tools(plot, _task_hover(table, tasks, names), tried)
     occurring = np.unique(table.status_of[bars.task]).tolist()
     by_status = Colouring([(Status(s).name.lower(), STATUS_COLOURS[Status(s)]) for s in occurring])
     return plot, by_callable, by_status
@@ -295,7 +295,7 @@ def _callable_colours(table: RunTable, bars: Bars) -> tuple[Colouring, NDArray[n
     return Colouring(keys), places[table.callable_of[bars.task]]
 
 
-def _draw_tasks(plot: figure, table: RunTable, bars: Bars, codes: NDArray[np.uint8]) -> GlyphRenderer:
+def _draw_tasks(plot: figure, table: RunTable, bars: Bars, codes: NDArray[np.uint8]) -> tuple[GlyphRenderer, Names]:
     task = bars.task
     names = Names.of([table.names[i] for i in task.tolist()])
     columns = {
@@ -316,10 +316,9 @@ def _draw_tasks(plot: figure, table: RunTable, bars: Bars, codes: NDArray[np.uin
         plot, "tasks", bars.left, bars.right, table.worker[task], columns,
         fill_color={"field": "by_callable", "transform": by_callable},
     )  # fmt: skip
-    made.tags = [{"stems": names.stems}]
     # page.js finds both there, to change from one to the other.
     plot.tags = [{"by_callable": by_callable, "status": by_status}]
-    return made
+    return made, names
 
 
 def _draw_attempts(plot: figure, table: RunTable) -> GlyphRenderer:
@@ -350,7 +349,7 @@ def _draw_path(plot: figure, table: RunTable, path: Sequence[int]) -> None:
     _rectangles(plot, "critical path", left, right, table.worker[tasks], **style)
 
 
-def _add_tools(plot: figure, table: RunTable, tasks: GlyphRenderer, tried: GlyphRenderer) -> None:
+def _add_tools(plot: figure, hover: HoverTool, tried: GlyphRenderer) -> None:
     pan, box = PanTool(dimensions="width"), BoxZoomTool(dimensions="width")
     # Without a key the wheel scrolls the page, as it does everywhere else on it.
     wheel = WheelZoomTool(dimensions="width", modifiers="ctrl")
@@ -358,14 +357,14 @@ def _add_tools(plot: figure, table: RunTable, tasks: GlyphRenderer, tried: Glyph
     plot.add_tools(pan, box, wheel, *steps, ResetTool())
     plot.toolbar_location, plot.toolbar.logo, plot.toolbar.autohide = "above", None, False
     plot.toolbar.active_drag, plot.toolbar.active_scroll = pan, wheel
-    plot.add_tools(_task_hover(table, tasks))
+    plot.add_tools(hover)
     tips = [("failed attempt", "@attempt"), ("task", "@name"), ("error", "@error")]
     plot.add_tools(HoverTool(renderers=[tried], tooltips=tips, point_policy="follow_mouse", visible=False))
 
 
-def _task_hover(table: RunTable, tasks: GlyphRenderer) -> HoverTool:
+def _task_hover(table: RunTable, tasks: GlyphRenderer, names: Names) -> HoverTool:
     source = tasks.data_source
-    named = {"source": source, "stems": tasks.tags[0]["stems"]}
+    named = {"source": source, "stems": names.stems}
     name = "const n = source.data.number[special_vars.index]; return stems[value] + (n < 0 ? '' : n)"
     lasted = "const i = special_vars.index; return seconds(source.data.right[i] - source.data.left[i])"
     formatters: dict[str, Any] = {
