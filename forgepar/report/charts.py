@@ -1,7 +1,7 @@
 """The charts of a report, drawn by bokeh: the only room that imports it, loaded when a report is written.
 
-Colours tell apart for all kinds of colour vision (M. Okabe, K. Ito, 2008). Text and lines are of a grey that can be
-read on white and on black; page.js gives them the page's own colours once it is open.
+Colours can be told apart by all kinds of colour vision (M. Okabe and K. Ito, 2008; the last two after P. Tol). Text
+and lines are of a grey that can be read on white and on black; page.js gives them the page's colours once it is open.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from forgepar.runstate import Status
 from forgepar.runtable import LayerRow, RunTable
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-GREY, INK = "#9AA0A8", "#7C828B"
-CALLABLE_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION)  # of those that took most time; others are grey
+WINE, OLIVE, GREY, INK = "#882255", "#8F8F33", "#9AA0A8", "#7C828B"
+CALLABLE_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, WINE, OLIVE)  # of what took most time; others are grey
 STATUS_COLOURS = {
     Status.PENDING: GREY,
     Status.RUNNING: SKY,
@@ -59,31 +59,9 @@ _TOP = -1.05  # where the first row begins, with room for the numbers of layers 
 _LABELLED = 0.035  # share of the timeline, from which a layer's band has its number on it
 _MOST_TICKS = 16  # workers that are all numbered
 
-# What a person reads in place of a number, told by the browser: 100,000 texts would be megabytes.
-_TEXT_JS = """
-function seconds(s) {
-  const size = Math.abs(s)
-  if (size >= 7200) return (s / 3600).toFixed(2) + " h"
-  if (size >= 120) return (s / 60).toFixed(1) + " min"
-  if (size >= 1 || size == 0) return s.toFixed(size >= 10 ? 1 : 2) + " s"
-  return size >= 1e-3 ? (s * 1e3).toFixed(size >= 0.1 ? 0 : 2) + " ms" : (s * 1e6).toFixed(1) + " µs"
-}
-function bytes(n) {
-  for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (Math.abs(n) < 1024) return n.toFixed(unit == "B" ? 0 : 1) + " " + unit
-    n /= 1024
-  }
-  return n.toFixed(1) + " TiB"
-}
-"""
-
-# All ticks of an axis in one unit, with as many places as tell them apart.
-_TICK_JS = """
-const most = Math.max(...ticks.map(Math.abs))
-const [size, unit] = most >= 1 || most == 0 ? [1, "s"] : most >= 1e-3 ? [1e-3, "ms"] : [1e-6, "µs"]
-const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) / size : 1
-return (tick / size).toFixed(Math.min(9, Math.max(0, Math.ceil(-Math.log10(step) - 1e-6)))) + " " + unit
-"""
+# In the page's own script: 100,000 texts would be megabytes, so that the browser writes those that are looked at.
+_SECONDS_JS, _BYTES_JS = "return forgepar.seconds(value)", "return forgepar.bytes(value)"
+_TICK_JS = "return forgepar.tick(tick, ticks)"
 
 
 @dataclass(frozen=True)
@@ -150,7 +128,7 @@ def memory_over_time(held: Steps, shared: figure) -> figure:
     plot.yaxis.axis_label = "held"
     plot.xaxis.formatter = CustomJSTickFormatter(code=_TICK_JS)
     plot.yaxis.ticker = AdaptiveTicker(base=1024, mantissas=[2**i for i in range(10)], desired_num_ticks=4)
-    plot.yaxis.formatter = CustomJSTickFormatter(code=_TEXT_JS + "return bytes(tick).replace('.0 ', ' ')")
+    plot.yaxis.formatter = CustomJSTickFormatter(code="return forgepar.bytes(tick).replace('.0 ', ' ')")
     _draw_steps(plot, held, GREEN)
     return plot
 
@@ -177,7 +155,7 @@ def layer_walls(rows: Sequence[LayerRow]) -> figure:
     plot.xaxis.major_label_overrides = {int(i): str(rows[i].layer) for i in shown}
     wide = plot.vbar("x", 0.82, "wall", source=source, fill_color=SKY, fill_alpha=0.5, line_color=None)
     plot.vbar("x", 0.42, "longest", source=source, fill_color=BLUE, line_color=None)
-    times = {name: CustomJSHover(code=_TEXT_JS + "return seconds(value)") for name in ("@wall", "@longest")}
+    times = {name: CustomJSHover(code=_SECONDS_JS) for name in ("@wall", "@longest")}
     tips = [
         ("layer", "@layer"),
         ("tasks", "@tasks"),
@@ -220,7 +198,7 @@ def other_workers(rows: Sequence[PlanRow], table: RunTable) -> figure:
         mark.glyph.line_width = 2
         drawn.append(mark)
     tips = [("", "@kind"), ("workers", "@workers"), ("takes", "@seconds{custom}")]
-    times = {"@seconds": CustomJSHover(code=_TEXT_JS + "return seconds(value)")}
+    times = {"@seconds": CustomJSHover(code=_SECONDS_JS)}
     plot.add_tools(HoverTool(renderers=drawn, tooltips=tips, formatters=times))
     return plot
 
@@ -366,14 +344,14 @@ def _task_hover(table: RunTable, tasks: GlyphRenderer, names: Names) -> HoverToo
     source = tasks.data_source
     named = {"source": source, "stems": names.stems}
     name = "const n = source.data.number[special_vars.index]; return stems[value] + (n < 0 ? '' : n)"
-    lasted = "const i = special_vars.index; return seconds(source.data.right[i] - source.data.left[i])"
+    lasted = "const i = special_vars.index; return forgepar.seconds(source.data.right[i] - source.data.left[i])"
     formatters: dict[str, Any] = {
         "@stem": CustomJSHover(args=named, code=name),
         "@callable": CustomJSHover(args={"texts": list(table.callables)}, code="return texts[value]"),
         "@status": CustomJSHover(args={"texts": [s.name.lower() for s in Status]}, code="return texts[value]"),
-        "@right": CustomJSHover(args={"source": source}, code=_TEXT_JS + lasted),
-        "@left": CustomJSHover(code=_TEXT_JS + "return seconds(value)"),
-        "@bytes": CustomJSHover(code=_TEXT_JS + "return bytes(value)"),
+        "@right": CustomJSHover(args={"source": source}, code=lasted),
+        "@left": CustomJSHover(code=_SECONDS_JS),
+        "@bytes": CustomJSHover(code=_BYTES_JS),
     }
     tips = [
         ("task", "@stem{custom}"),

@@ -146,6 +146,7 @@ def _draw(
         "by_callable": by_callable.keys,
         "by_status": by_status.keys,
         "has_bands": len(layers) > 0,
+        "n_waited": len(waited) if len(waited) == analysis.MOST_IDLE else 0,
         "waited_text": page.seconds_text(waited_seconds),
         "waited_share": page.share_text(waited_seconds, end * analysis.n_rows(table)),
         "busy_note": page.step_text(busy, "mean"),

@@ -1,6 +1,31 @@
 "use strict"
 // The report's own controls; the charts are bokeh's.
 window.forgepar = {
+  seconds(s) {
+    if (s == 0) return "0 s"
+    if (s >= 7200) return (s / 3600).toFixed(2) + " h"
+    if (s >= 120) return (s / 60).toFixed(1) + " min"
+    if (s >= 1) return s.toFixed(s >= 10 ? 1 : 2) + " s"
+    return s >= 1e-3 ? (s * 1e3).toFixed(s >= 0.1 ? 0 : 2) + " ms" : (s * 1e6).toFixed(1) + " µs"
+  },
+
+  bytes(n) {
+    for (const unit of ["B", "KiB", "MiB", "GiB"]) {
+      if (n < 1024) return n.toFixed(unit == "B" ? 0 : 1) + " " + unit
+      n /= 1024
+    }
+    return n.toFixed(1) + " TiB"
+  },
+
+  // All ticks of an axis are in one unit, with as many places as tell them apart.
+  tick(tick, ticks) {
+    const most = Math.max(...ticks.map(Math.abs))
+    const [size, unit] = most >= 1 || most == 0 ? [1, "s"] : most >= 1e-3 ? [1e-3, "ms"] : [1e-6, "µs"]
+    const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) / size : 1
+    const places = Math.ceil(-Math.log10(step) - 1e-6)
+    return (tick / size).toFixed(Math.min(9, Math.max(0, places))) + " " + unit
+  },
+
   plots() { return Bokeh.documents[0].roots() },
   plot(name) { return this.plots().find((plot) => plot.name == name) },
   drawn(name) { return this.plot("timeline").renderers.find((renderer) => renderer.name == name) },
