@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 import forgepar
-from forgepar.commands import graphs, running, stores
+from forgepar.commands import graphs, reports, running, stores
 from forgepar.commands.base import DONE, INTERRUPTED, complain
 from forgepar.errors import MissingResult, StoreError, WorkerStartFailed, WorkflowError
 
-_ROOMS = (running, graphs, stores)  # in the order in which help tells their commands
+_ROOMS = (running, graphs, stores, reports)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
   forgepar run forgepar.examples.census
   forgepar run forgepar.examples.census -p root=src --workers 4
@@ -26,6 +26,8 @@ _EXAMPLES = """examples:
   forgepar run pipeline.py:nightly --store runs.db --resume
   forgepar runs runs.db
   forgepar show runs.db last
+  forgepar report runs.db -o run.html
+  forgepar plan runs.db --workers 1..64
   forgepar graph pipeline.py:nightly -o graph.svg
 """
 

@@ -362,6 +362,13 @@ def _write_trace(table: RunTable, path: Path | str) -> None:
     write_trace(table, path)
 
 
+def _write_report(table: RunTable, path: Path | str) -> None:
+    from forgepar.report.html import write_report  # as above
+
+    write_report(table, path)
+
+
 Engine.run = _run_alone
 Engine.draw = _draw
 Writers.trace = _write_trace
+Writers.report = _write_report

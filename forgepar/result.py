@@ -167,6 +167,7 @@ class Writers:
     """What `RunResult` needs of rooms that rank above it: they put it here when they are imported."""
 
     trace: Callable[[RunTable, Path | str], None]
+    report: Callable[[RunTable, Path | str], None]
 
 
 class RunResult:
@@ -363,6 +364,18 @@ class RunResult:
             OSError: it cannot be written.
         """
         Writers.trace(self.table(), path)
+
+    def report(self, path: Path | str) -> None:
+        """Write the run as one HTML file that opens anywhere, without a network: what ran where and when, and failures.
+
+        Args:
+            path: the file, such as "run.html"; one that is there is replaced. Its folder must be there.
+
+        Raises:
+            ModuleNotFoundError: bokeh is not installed, the extra ``report``.
+            OSError: the file cannot be written.
+        """
+        Writers.report(self.table(), path)
 
     def _failures(self) -> list[FailedAttempt]:
         """Return every attempt that failed; when those began that were tried again is known by their event."""

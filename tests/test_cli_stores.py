@@ -115,6 +115,20 @@ def test_export_to_other_programs(forgepar, tmp_path):
     assert sum(event["ph"] == "X" for event in trace["traceEvents"]) == 4
 
 
+def test_report_and_plan(forgepar, tmp_path):
+    pytest.importorskip("bokeh")
+    forgepar(*RUN)
+    assert forgepar("report", "runs.db", "1", "-o", "of one.html") == (0, "report in of one.html\n", "")
+    assert "<html" in (tmp_path / "of one.html").read_text()
+    code, _, err = forgepar("report", "runs.db", "-o", "nowhere/run.html")
+    assert code == 2
+    assert "there is no folder nowhere" in err
+    rows = json.loads(forgepar("plan", "runs.db", "--workers", "1..4", "--json")[1])
+    assert [row["workers"] for row in rows] == [1, 2, 4]
+    assert "eager" in forgepar("plan", "runs.db", "last", "--workers", "2")[1]
+    assert forgepar("plan", "runs.db", "--workers", "none")[0] == 2
+
+
 def test_gc(forgepar):
     for _ in range(3):
         forgepar(*RUN)

@@ -67,6 +67,15 @@ def complain(error: Exception) -> int:
     return BAD_USAGE
 
 
+def tried(call: Callable[[], object]) -> int:
+    """Do what a missing package or folder may keep from being done; return the exit code."""
+    try:
+        call()
+    except (ModuleNotFoundError, OSError) as error:
+        return complain(error)
+    return DONE
+
+
 def _parameters(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:

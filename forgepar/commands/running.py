@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from forgepar.backends.process import START_METHODS
-from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command
+from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command, tried
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
 from forgepar.priors import Resume
+from forgepar.report.html import check_report
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.workflow import Workflow
@@ -50,6 +52,7 @@ def add_to(commands: Commands) -> None:
     command.add_argument("--wait", action="store_true", help="wait for a run of the same workflow in the store to end")
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write what ran where and when as an HTML file")
     command = add_target_command(
         commands, "check", check, "print what is likely to go wrong in a workflow, without running it"
     )
@@ -67,6 +70,8 @@ def add_to(commands: Commands) -> None:
 
 def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
+    if arguments.report and (code := tried(lambda: check_report(arguments.report))) != DONE:
+        return code
     with WorkflowExecutor(
         arguments.workers,
         backend=arguments.backend,
@@ -88,13 +93,14 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
             )
         except WorkflowFailed as failure:
             _print_failure(failure, with_summary=arguments.summary)
+            _write_report(failure.result, arguments.report)
             return TASK_FAILED
     _print_values(workflow, result)
     if arguments.summary:
         print(result.summary(), file=sys.stderr)
     if arguments.save_durations:
         arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
-    return DONE
+    return _write_report(result, arguments.report)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | Resume:
@@ -146,6 +152,16 @@ def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
         f"expected with {workers} workers: {layered:.3g} s by layers, {eager:.3g} s with --schedule eager "
         f"(the barriers cost {ratio:.2f} times)"
     )
+
+
+def _write_report(result: Any, path: Path | None) -> int:
+    """Write a run's report where one is wanted, and say where it is."""
+    if path is None:
+        return DONE
+    code = tried(lambda: result.report(path))
+    if code == DONE:
+        print(f"forgepar: report in {path}", file=sys.stderr)
+    return code
 
 
 def _print_values(workflow: Workflow, result: RunResult) -> None:

@@ -32,19 +32,19 @@ _SHORT_ID = 8
 
 def add_to(commands: Commands) -> None:
     """Add these commands to the command line."""
-    command = _store_command(commands, "runs", runs, "list the runs in a store")
-    _add_json(command)
-    command = _store_command(commands, "show", show, "tell what a run did: layers, slowest tasks, failures, bytes")
-    _add_run(command)
+    command = store_command(commands, "runs", runs, "list the runs in a store")
+    add_json(command)
+    command = store_command(commands, "show", show, "tell what a run did: layers, slowest tasks, failures, bytes")
+    add_run(command)
     command.add_argument("--all", action="store_true", help="show every failure")
-    _add_json(command)
-    command = _store_command(commands, "values", values, "print the value of a task, or list those that a run has")
+    add_json(command)
+    command = store_command(commands, "values", values, "print the value of a task, or list those that a run has")
     command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
     command.add_argument("name", metavar="NAME", nargs="?", help="of a task; the values are listed if it is left out")
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the value there, as a pickle")
-    _add_json(command)
-    command = _store_command(commands, "export", export, "write a run in a form that other programs read")
-    _add_run(command)
+    add_json(command)
+    command = store_command(commands, "export", export, "write a run in a form that other programs read")
+    add_run(command)
     command.add_argument(
         "--format",
         choices=tuple(_FORMATS),
@@ -52,12 +52,12 @@ def add_to(commands: Commands) -> None:
         help="a line of JSON an event (default), WfFormat 1.5, or a trace",
     )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; standard output if left out")
-    command = _store_command(commands, "gc", gc, "remove old runs and values from a store")
+    command = store_command(commands, "gc", gc, "remove old runs and values from a store")
     command.add_argument("--keep", type=_count, metavar="N", help="keep only the newest N runs")
     command.add_argument(
         "--max-bytes", type=_size, metavar="SIZE", help="remove values of the oldest runs, until the rest is no larger"
     )
-    _add_json(command)
+    add_json(command)
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def runs(arguments: argparse.Namespace) -> int:
     with Store.open(arguments.store) as store:
         found = store.runs()
     if arguments.json:
-        _print_json([asdict(facts) for facts in found])
+        print_json([asdict(facts) for facts in found])
         return DONE
     if not found:
         print(f"{arguments.store} has no runs")
@@ -97,7 +97,7 @@ def show(arguments: argparse.Namespace) -> int:
         run = store.run(arguments.run)
         facts, table = run.facts, run.table()
     if arguments.json:
-        _print_json(_as_json(facts, table))
+        print_json(_as_json(facts, table))
         return DONE
     for line in _description(facts, table, most=len(table.failures) if arguments.all else _MOST_FAILURES):
         print(line)
@@ -114,7 +114,7 @@ def values(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         arguments.output.write_bytes(pickle.dumps(value, protocol=5))
     elif arguments.json:
-        _print_json(value)
+        print_json(value)
     else:
         print(value if isinstance(value, str) else repr(value))
     return DONE
@@ -137,7 +137,7 @@ def gc(arguments: argparse.Namespace) -> int:
         raise ValueError("gc removes nothing unless told what may stay. Give --keep N, --max-bytes SIZE, or both.")
     collected = collect(arguments.store, keep=arguments.keep, max_bytes=arguments.max_bytes)
     if arguments.json:
-        _print_json(asdict(collected))
+        print_json(asdict(collected))
     else:
         print(collected)
     return DONE
@@ -153,7 +153,7 @@ _FORMATS: dict[str, Callable[[StoredRun], Iterable[str]]] = {
 def _list_values(run: StoredRun, *, as_json: bool) -> int:
     found = run.stored_values()
     if as_json:
-        _print_json([value._asdict() for value in found])
+        print_json([value._asdict() for value in found])
         return DONE
     rows = [(value.name, as_text(value.n_bytes), value.made_by) for value in found]
     for line in _in_columns(["task", "size", "made by run"], rows, left=(0,)):
@@ -230,7 +230,8 @@ def _as_json(facts: RunFacts, table: RunTable) -> dict[str, Any]:
     }
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print a value as JSON, null for numbers that are not finite."""
     print(json.dumps(_finite(value), indent=1, default=repr))
 
 
@@ -280,15 +281,18 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _store_command(commands: Commands, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+def store_command(commands: Commands, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    """Add a command about a store, which is its first argument."""
     command = add_command(commands, name, function, text)
     command.add_argument("store", metavar="STORE", type=Path, help=_STORE_HELP)
     return command
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Have a command take a run of its store."""
     command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
 
 
-def _add_json(command: argparse.ArgumentParser) -> None:
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Have a command print JSON if asked to."""
     command.add_argument("--json", action="store_true", help="print JSON, for programs")

@@ -1,0 +1,1 @@
+"""What it takes to write the report of a large run, and to open it."""

@@ -1,0 +1,1 @@
+"""What runs would take by simulation, beside what they took."""
