@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of, steps_of
+from forgepar.digest_guests import is_of_pydantic, take_fields
 from forgepar.libraries import is_users, release_of, source_of
 from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 from forgepar.tasks import Task
@@ -131,9 +132,23 @@ def _take_global(walk: Walk, names: tuple[str, ...], scope: Mapping[str, Any]) -
             break
         del attributes[0]
     what = f"its global {name!r}"
+    home = _library_with(value, name)
+    if home is not None:
+        walk.put("global", name_in_library(home, name))
+        return
     walk.visit(value, what)
     if attributes and type(value) is types.FunctionType and attributes[0] in vars(value):
         walk.visit(vars(value)[attributes[0]], f"{attributes[0]!r} of {what}")
+
+
+def _library_with(value: Any, name: str) -> str | None:
+    """Return the library's module that has an object of a class of its own under a name: one that all share."""
+    module = type(value).__module__
+    if not isinstance(module, str) or module in ("builtins", "forgepar") or is_users(module):
+        return None
+    parts = module.split(".")
+    homes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((home for home in homes if vars(sys.modules.get(home, types)).get(name) is value), None)
 
 
 def _is_looked_into(module: str) -> bool:
@@ -225,8 +240,11 @@ def take_class(walk: Walk, cls: type) -> None:
     for name, field in getattr(cls, "__dataclass_fields__", {}).items():
         walk.put("field", f"{name} {_annotation_text(field.type)}")
         walk.visit(field.metadata, f"the metadata of field {name!r}")
+    take_fields(walk, cls)
     for name, value in sorted(vars(cls).items()):
-        if name in _NO_CONTENT or type(value) in _SLOTS or (is_enum and _is_made_by_enum(cls, name, value)):
+        if name in _NO_CONTENT or type(value) in _SLOTS or is_of_pydantic(name):
+            continue
+        if is_enum and _is_made_by_enum(cls, name, value):
             continue
         walk.put("attribute", name)
         walk.visit(value, f"the attribute {name!r} of class {cls.__qualname__}")

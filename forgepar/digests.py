@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from forgepar import digest_code, digest_data
-from forgepar.digest_frames import taker_of
+from forgepar.digest_guests import taker_of
 from forgepar.libraries import is_users
 from forgepar.merkle import DIGEST_BYTES, Digest, Node, NoDigest, Walk, encoded, settle
 

@@ -62,22 +62,32 @@ def source_of(name: str) -> Path | None:
 
 def _find(name: str) -> ModuleSpec | None:
     """Find a module as an import would, but without importing those that it is in."""
-    spec, path = None, None
+    spec: ModuleSpec | None = None
+    folders: list[str] | None = None
     for at in [i for i, sign in enumerate(name) if sign == "."] + [len(name)]:
-        spec = _find_in(name[:at], path)
+        spec = _find_in(name[:at], folders)
         if spec is None:
             return None
-        path = spec.submodule_search_locations
+        folders = _folders_of(spec, folders)
     return spec
 
 
-def _find_in(name: str, path: object) -> ModuleSpec | None:
+def _find_in(name: str, folders: list[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         with suppress(Exception):  # a finder of somebody's; an import would tell
-            spec = finder.find_spec(name, path)  # type: ignore[arg-type]
+            spec = finder.find_spec(name, folders)
             if spec is not None:
                 return spec
     return None
+
+
+def _folders_of(spec: ModuleSpec, parents: list[str] | None) -> list[str]:
+    """Return where the modules of a package are."""
+    try:
+        return list(spec.submodule_search_locations or ())
+    except KeyError:  # a folder without an __init__.py asks the package that it is in, which is not imported
+        last = spec.name.rpartition(".")[2]
+        return [str(Path(parent, last)) for parent in parents or () if Path(parent, last).is_dir()]
 
 
 def release_of(module: str | None) -> str:

@@ -735,3 +735,46 @@ def test_a_helper_with_a_version_vouches_for_itself_alone():
 )
 def test_who_asks_for_the_context_is_known(source, asks):
     assert digest_of(made(source)["f"]).asks_context is asks
+
+
+# What libraries share
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from random import choice\ndef f(x): return choice(x)",
+        "from random import random\ndef f(x): return random()",
+        "from numpy.random import rand\ndef f(x): return rand()",
+        "import random\nR = random._inst\ndef f(x): return R",
+        "from os import environ\ndef f(x): return environ",
+    ],
+)
+def test_what_all_share_counts_by_its_name(source, monkeypatch):
+    import random
+
+    before = of(source)
+    random.random()
+    np.random.rand()
+    monkeypatch.setenv("SOMETHING", "else")
+    assert of(source) == before
+
+
+def test_a_source_of_random_numbers_of_ones_own_counts():
+    for made_by in ("random.Random({})", "np.random.RandomState({})", "np.random.default_rng({})"):
+        source = f"import random\nimport numpy as np\nR = {made_by}\ndef f(): return R"
+        assert of(source.format(1)) == of(source.format(1)) != of(source.format(2))
+
+
+def test_an_object_that_a_library_has_under_its_name_counts_by_that(monkeypatch):
+    import dataclasses
+    import decimal
+
+    source = "from decimal import {0}\ndef f(): return {0}"
+    before = of(source.format("DefaultContext"))
+    assert of(source.format("BasicContext")) != before
+    monkeypatch.setattr(decimal.DefaultContext, "prec", 99)
+    assert of(source.format("DefaultContext")) == before
+    assert of("from decimal import DefaultContext as D\ndef f(): return D") != before  # its content is what is known
+    assert of("from dataclasses import MISSING\ndef f(): return MISSING")
+    assert dataclasses.MISSING is not None

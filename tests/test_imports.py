@@ -44,7 +44,7 @@ RANKS = {
         "storefile",
         "valuefiles",
     ],
-    2: ["values.arena", "adapters", "digest_data", "digest_frames", "lines", "programs", "tasks", "sinks"],
+    2: ["values.arena", "adapters", "digest_data", "digest_guests", "lines", "programs", "tasks", "sinks"],
     3: ["digest_code", "values.codec", "values.folders", "workflow"],
     4: ["backends.wire", "values.inplace", "branching", "combinators", "digests", "plan", "subflow", "tools"],
     5: ["checks", "fingerprint", "effects", "backends.worker", "backends.base", "shipping", "toolbox"],
