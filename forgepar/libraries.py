@@ -66,9 +66,13 @@ def _find(name: str) -> ModuleSpec | None:
     folders: list[str] | None = None
     for at in [i for i, sign in enumerate(name) if sign == "."] + [len(name)]:
         spec = _find_in(name[:at], folders)
-        if spec is None:
+        if spec is not None:
+            folders = list(spec.submodule_search_locations or ())
+        else:  # or a folder without an __init__.py, which asks the package that it is in, which is not imported
+            last = name[:at].rpartition(".")[2]
+            folders = [str(Path(folder, last)) for folder in folders or () if Path(folder, last).is_dir()]
+        if not folders and at < len(name):
             return None
-        folders = _folders_of(spec, folders)
     return spec
 
 
@@ -79,15 +83,6 @@ def _find_in(name: str, folders: list[str] | None) -> ModuleSpec | None:
             if spec is not None:
                 return spec
     return None
-
-
-def _folders_of(spec: ModuleSpec, parents: list[str] | None) -> list[str]:
-    """Return where the modules of a package are."""
-    try:
-        return list(spec.submodule_search_locations or ())
-    except KeyError:  # a folder without an __init__.py asks the package that it is in, which is not imported
-        last = spec.name.rpartition(".")[2]
-        return [str(Path(parent, last)) for parent in parents or () if Path(parent, last).is_dir()]
 
 
 def release_of(module: str | None) -> str:
@@ -117,3 +112,8 @@ def _release_of(top: str) -> str:
         lines = sorted(line for line in (found.read_text("RECORD") or "").splitlines() if ".py,sha256=" in line)
         return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest() if lines else found.version
     return ""
+
+
+def name_in_library(module: str, name: str) -> str:
+    """Return what stands for something that a library has under a name."""
+    return f"{module} {name} {release_of(module)}"

@@ -45,7 +45,7 @@ RANKS = {
         "valuefiles",
     ],
     2: ["values.arena", "adapters", "digest_data", "digest_guests", "lines", "programs", "tasks", "sinks"],
-    3: ["digest_code", "values.codec", "values.folders", "workflow"],
+    3: ["digest_classes", "digest_code", "values.codec", "values.folders", "workflow"],
     4: ["backends.wire", "values.inplace", "branching", "combinators", "digests", "plan", "subflow", "tools"],
     5: ["checks", "fingerprint", "effects", "backends.worker", "backends.base", "shipping", "toolbox"],
     6: ["orders", "priors", "backends.process", "backends.inline"],
