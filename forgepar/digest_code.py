@@ -1,7 +1,6 @@
-"""Takes callables, classes and modules apart, for their digests.
+"""Takes callables and modules apart, for their digests.
 
     function ──> its steps and constants, defaults, closure, and what of its module it refers to ──> and so on
-    class    ──> its bases, and all that its body holds
     module   ──> its source as compiled, and the modules of the user's that it imports, where all of it may be used
 
 Of a library the names count, and its release.
@@ -9,7 +8,6 @@ Of a library the names count, and its release.
 
 from __future__ import annotations
 
-import enum
 import functools
 import importlib.util
 import sys
@@ -20,46 +18,15 @@ from hashlib import blake2b
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of, steps_of
-from forgepar.libraries import is_users, release_of, source_of
+from forgepar.libraries import is_users, name_in_library, source_of
 from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 from forgepar.tasks import Task
 
-_HEAP_TYPE = 1 << 9  # a class that is made when the program runs
 _OF_MODULE = frozenset(
     ("__builtins__", "__cached__", "__doc__", "__file__", "__loader__", "__name__", "__package__", "__spec__")
 )  # globals that tell where a module is and how it was loaded
 _ANY_GLOBAL = frozenset(("eval", "exec", "globals"))
-_NO_CONTENT = frozenset(
-    (
-        "__abstractmethods__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations__",
-        "__annotations_cache__",
-        "__dataclass_fields__",  # the methods made from them tell; the rest of them is looked at apart
-        "__dataclass_params__",
-        "__dict__",
-        "__doc__",
-        "__firstlineno__",
-        "__module__",
-        "__orig_bases__",
-        "__parameters__",
-        "__qualname__",
-        "__slotnames__",  # of which pickle keeps note there
-        "__slots__",
-        "__static_attributes__",
-        "__type_params__",
-        "__weakref__",
-        "_abc_impl",
-    )
-)
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _CODE = (types.FunctionType, types.MethodType, functools.partial, Task, type, classmethod, staticmethod, property)
-
-
-def name_in_library(module: str, name: str) -> str:
-    """Return what stands for something that a library has under a name."""
-    return f"{module} {name} {release_of(module)}"
 
 
 # Functions
@@ -131,9 +98,23 @@ def _take_global(walk: Walk, names: tuple[str, ...], scope: Mapping[str, Any]) -
             break
         del attributes[0]
     what = f"its global {name!r}"
+    home = _library_with(value, name)
+    if home is not None:
+        walk.put("global", name_in_library(home, name))
+        return
     walk.visit(value, what)
     if attributes and type(value) is types.FunctionType and attributes[0] in vars(value):
         walk.visit(vars(value)[attributes[0]], f"{attributes[0]!r} of {what}")
+
+
+def _library_with(value: Any, name: str) -> str | None:
+    """Return the library's module that has an object of a class of its own under a name: one that all share."""
+    module = type(value).__module__
+    if not isinstance(module, str) or module in ("builtins", "forgepar") or is_users(module):
+        return None
+    parts = module.split(".")
+    homes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((home for home in homes if getattr(sys.modules.get(home), "__dict__", {}).get(name) is value), None)
 
 
 def _is_looked_into(module: str) -> bool:
@@ -203,57 +184,6 @@ def take_cached_property(walk: Walk, value: functools.cached_property[Any]) -> N
     """Take a property apart that is computed once."""
     walk.put("property")
     walk.visit(value.func)
-
-
-# Classes
-
-
-def take_class(walk: Walk, cls: type) -> None:
-    """Take a class apart."""
-    if _is_librarys(cls):
-        module = cls.__module__ if isinstance(cls.__module__, str) else ""
-        walk.put("class", name_in_library(module, cls.__qualname__))
-        return
-    walk.put("class", cls.__name__)
-    walk.visit(type(cls))
-    for base in cls.__bases__:
-        walk.visit(base)
-    is_enum = issubclass(type(cls), enum.EnumMeta)
-    if is_enum:
-        members: Mapping[str, enum.Enum] = cls.__members__  # type: ignore[attr-defined]
-        walk.visit([(name, member.value) for name, member in members.items()], "its members")
-    for name, field in getattr(cls, "__dataclass_fields__", {}).items():
-        walk.put("field", f"{name} {_annotation_text(field.type)}")
-        walk.visit(field.metadata, f"the metadata of field {name!r}")
-    for name, value in sorted(vars(cls).items()):
-        if name in _NO_CONTENT or type(value) in _SLOTS or (is_enum and _is_made_by_enum(cls, name, value)):
-            continue
-        walk.put("attribute", name)
-        walk.visit(value, f"the attribute {name!r} of class {cls.__qualname__}")
-
-
-def _is_librarys(cls: type) -> bool:
-    """Tell whether a class is what a library has under its name; one that is made for the user may only say so."""
-    if not cls.__flags__ & _HEAP_TYPE or not isinstance(cls.__module__, str):  # it is made in C
-        return True
-    if is_users(cls.__module__):
-        return False
-    found: Any = sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is cls
-
-
-def _is_made_by_enum(cls: Any, name: str, value: Any) -> bool:
-    if name in cls.__members__:
-        return True
-    return name.startswith("_") and name.endswith("_") and not issubclass(type(value), _CODE)
-
-
-def _annotation_text(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    return annotation.__qualname__ if type(annotation) is type else repr(annotation).partition(" at 0x")[0]
 
 
 # Modules
@@ -361,7 +291,6 @@ TAKERS: dict[type, Callable[[Walk, Any], None]] = {
     classmethod: take_wrapped,
     staticmethod: take_wrapped,
     property: take_property,
-    type: take_class,
     Task: take_task,
     Whole: take_whole,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import random
 import stat
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -100,6 +101,15 @@ def take_environment(walk: Walk, _: Any) -> None:
     walk.put("environment")
 
 
+def take_random(walk: Walk, value: Any) -> None:
+    """Take a source of random numbers apart; the one that all share, which begins anywhere, by its name."""
+    if value is random._inst or value is np.random.mtrand._rand:
+        walk.put("random", type(value).__module__)
+    else:
+        walk.put("state", type(value).__module__)
+        walk.visit(value.getstate() if isinstance(value, random.Random) else value.get_state(legacy=False))
+
+
 # Arrays
 
 
@@ -184,6 +194,8 @@ TAKERS: dict[type, Callable[[Walk, Any], None]] = {
     np.ma.MaskedArray: take_masked,
     File: take_file,
     type(os.environ): take_environment,
+    random.Random: take_random,
+    np.random.RandomState: take_random,
     **dict.fromkeys(
         (
             pathlib.PurePosixPath,

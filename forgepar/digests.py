@@ -6,8 +6,11 @@ An object is taken apart as pickle would (``__reduce_ex__``), unless its class s
 ``__forgepar_fingerprint__`` what stands for it. A callable is taken apart into what its bytecode does, defaults and the
 values that it closes over. What a function of the user's own modules refers to by global names counts as well, and so
 on through all that it calls; of a library only the names and its release. Comments, line numbers, docstrings,
-annotations of functions, the names of local variables, of functions and of modules do not. Not seen is what a name
-that is made at run time finds (``getattr(module, name)`` is, as the whole module counts then).
+annotations of functions, the names of local variables, of functions and of modules do not.
+
+Where a module is used in ways that cannot be followed (``getattr(module, name)``, ``eval``, an import within a
+function), all of it counts, and all of the user's that it imports. Not seen is a module that is found by a name made at
+run time (``importlib.import_module(name)``, ``sys.modules[name]``).
 
 It is content alone that counts: whether two equal parts are one object makes no difference. Cost: O(size).
 """
@@ -25,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from forgepar import digest_code, digest_data
-from forgepar.digest_frames import taker_of
-from forgepar.libraries import is_users
+from forgepar import digest_classes, digest_code, digest_data
+from forgepar.digest_guests import taker_of
+from forgepar.libraries import is_users, name_in_library
 from forgepar.merkle import DIGEST_BYTES, Digest, Node, NoDigest, Walk, encoded, settle
 
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -35,7 +38,7 @@ _MARSHAL_FORMAT = 0  # later ones tell whether a string is interned, and whether
 _SHORT = 16  # items of a sequence of atoms that is not worth a node of its own
 _MOST_DEEP = 20_000  # pickle gives up far before
 _KEPT = (types.FunctionType, types.CodeType, types.ModuleType, type, digest_code.Whole)  # what many tasks refer to
-_TAKERS: dict[type, Callable[[Walk, Any], None]] = {**digest_code.TAKERS, **digest_data.TAKERS}
+_TAKERS: dict[type, Callable[[Walk, Any], None]] = {**digest_classes.TAKERS, **digest_code.TAKERS, **digest_data.TAKERS}
 _BASES = (*digest_data.BASES, *digest_code.BASES)
 
 
@@ -156,7 +159,7 @@ class Digests:
             else:
                 take(self, value)
         elif issubclass(kind, type):
-            digest_code.take_class(self, value)
+            digest_classes.take_class(self, value)
         elif (own := getattr(kind, "__forgepar_fingerprint__", None)) is not None:
             self.put("own")
             self.visit(kind)
@@ -190,13 +193,14 @@ class Digests:
         if isinstance(reduced, str):
             self._take_named(value, reduced)
             return
-        maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        maker, arguments, state, items, pairs, setter = (*reduced, None, None, None, None)[:6]
         self.put("object")
-        self.visit(maker)
-        self.visit(arguments)
-        self.visit(state)
+        for part in (maker, arguments, state, setter):
+            self.visit(part)
+        self.put("items")
         for part in items or ():
             self.visit(part)
+        self.put("pairs")
         for pair in pairs or ():
             self.visit(tuple(pair))
 
@@ -209,7 +213,7 @@ class Digests:
             self.put("global", name)
             self.visit(digest_code.whole(module))  # which alone tells what it is
         else:
-            self.put("global", digest_code.name_in_library(module, name))
+            self.put("global", name_in_library(module, name))
         self.visit(type(value))
 
 

@@ -62,19 +62,24 @@ def source_of(name: str) -> Path | None:
 
 def _find(name: str) -> ModuleSpec | None:
     """Find a module as an import would, but without importing those that it is in."""
-    spec, path = None, None
+    spec: ModuleSpec | None = None
+    folders: list[str] | None = None
     for at in [i for i, sign in enumerate(name) if sign == "."] + [len(name)]:
-        spec = _find_in(name[:at], path)
-        if spec is None:
+        spec = _find_in(name[:at], folders)
+        if spec is not None:
+            folders = list(spec.submodule_search_locations or ())
+        else:  # or a folder without an __init__.py, which asks the package that it is in, which is not imported
+            last = name[:at].rpartition(".")[2]
+            folders = [str(Path(folder, last)) for folder in folders or () if Path(folder, last).is_dir()]
+        if not folders and at < len(name):
             return None
-        path = spec.submodule_search_locations
     return spec
 
 
-def _find_in(name: str, path: object) -> ModuleSpec | None:
+def _find_in(name: str, folders: list[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         with suppress(Exception):  # a finder of somebody's; an import would tell
-            spec = finder.find_spec(name, path)  # type: ignore[arg-type]
+            spec = finder.find_spec(name, folders)
             if spec is not None:
                 return spec
     return None
@@ -107,3 +112,8 @@ def _release_of(top: str) -> str:
         lines = sorted(line for line in (found.read_text("RECORD") or "").splitlines() if ".py,sha256=" in line)
         return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest() if lines else found.version
     return ""
+
+
+def name_in_library(module: str, name: str) -> str:
+    """Return what stands for something that a library has under a name."""
+    return f"{module} {name} {release_of(module)}"

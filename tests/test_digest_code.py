@@ -538,13 +538,11 @@ def test_a_broken_module_counts_by_its_text(folder):
 def test_of_a_library_the_name_counts_and_the_release(monkeypatch):
     import colorsys
 
-    from forgepar import digest_code
-
     before = digest_of(colorsys.rgb_to_hls)
     assert digest_of(colorsys.rgb_to_hsv) != before
     twin = types.FunctionType((lambda: 1).__code__.replace(co_qualname="rgb_to_hls"), vars(colorsys), "rgb_to_hls")
     assert digest_of(twin) == before
-    monkeypatch.setattr(digest_code, "release_of", lambda module: "another")
+    monkeypatch.setattr(libraries, "release_of", lambda module: "another")
     assert digest_of(colorsys.rgb_to_hls) != before
 
 
@@ -735,3 +733,43 @@ def test_a_helper_with_a_version_vouches_for_itself_alone():
 )
 def test_who_asks_for_the_context_is_known(source, asks):
     assert digest_of(made(source)["f"]).asks_context is asks
+
+
+# What libraries share
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from random import choice\ndef f(x): return choice(x)",
+        "from random import random\ndef f(x): return random()",
+        "from numpy.random import rand\ndef f(x): return rand()",
+        "import random\nR = random._inst\ndef f(x): return R",
+        "from os import environ\ndef f(x): return environ",
+    ],
+)
+def test_what_all_share_counts_by_its_name(source, monkeypatch):
+    import random
+
+    before = of(source)
+    random.random()
+    np.random.rand()
+    monkeypatch.setenv("SOMETHING", "else")
+    assert of(source) == before
+
+
+def test_a_source_of_random_numbers_of_ones_own_counts():
+    for made_by in ("random.Random({})", "np.random.RandomState({})", "np.random.default_rng({})"):
+        source = f"import random\nimport numpy as np\nR = {made_by}\ndef f(): return R"
+        assert of(source.format(1)) == of(source.format(1)) != of(source.format(2))
+
+
+def test_an_object_that_a_library_has_under_its_name_counts_by_that(monkeypatch):
+    import decimal
+
+    source = "from decimal import {0}\ndef f(): return {0}"
+    before = of(source.format("DefaultContext"))
+    assert of(source.format("BasicContext")) != before
+    monkeypatch.setattr(decimal.DefaultContext, "prec", 99)
+    assert of(source.format("DefaultContext")) == before
+    assert of("from decimal import DefaultContext as D\ndef f(): return D") != before  # its content is what is known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from forgepar.merkle import Node, encoded, settle
@@ -75,7 +75,6 @@ def test_neither_order_nor_where_one_begins_makes_a_difference(drawn, random):
 
 
 @given(graphs(), st.data())
-@settings(max_examples=200)
 def test_a_changed_label_reaches_all_that_lead_to_it_and_no_other(drawn, data):
     labels, edges = drawn
     at = data.draw(st.integers(0, len(labels) - 1))
@@ -95,7 +94,7 @@ def test_circles_of_other_lengths_are_told_apart_where_their_labels_differ():
 
 
 def test_long_chains_and_long_circles_end():
-    n = 30_000
+    n = 10_000
     assert len(set(digests([0] * n, [[i + 1] if i + 1 < n else [] for i in range(n)]))) == n
     assert len(set(digests([0] * n, [[(i + 1) % n] for i in range(n)]))) == 1
 

@@ -1,7 +1,7 @@
-"""Takes frames, series and indexes of pandas apart, for their digests: by what is in them, not by how they hold it.
+"""Takes apart what libraries make that are not asked for: pandas, numba, pydantic.
 
-pandas lays the same columns out in other ways, by how they came to be. It is not imported for this: where it is not,
-there are none.
+None of them is imported for this. pandas lays the same columns out in other ways, by how they came to be: frames count
+by what is in them. What numba compiles and pydantic's models hold ids of their process, which differ each time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,67 @@ from forgepar.merkle import Walk
 
 
 def taker_of(kind: type) -> Callable[[Walk, Any], None] | None:
-    """Return what takes objects of this class apart, if pandas makes such."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None or not any(base.__module__.partition(".")[0] == "pandas" for base in kind.__mro__):
-        return None
+    """Return what takes objects of this class apart, if it is derived from one of these libraries'."""
+    for base in kind.__mro__:
+        top = base.__module__.partition(".")[0] if isinstance(base.__module__, str) else ""
+        if top == "pandas":
+            return _taker_of_frames(kind)
+        if top == "numba" and base.__name__ in ("Dispatcher", "DUFunc"):
+            return _take_compiled if base.__name__ == "Dispatcher" else _take_universal
+        if base.__name__ == "ValidateCallWrapper" and top == "pydantic":
+            return _take_validating
+    return None
+
+
+def _take_compiled(walk: Walk, value: Any) -> None:
+    """Take apart what numba compiles: the function, and how; what it is compiled for grows as it is called."""
+    walk.put("compiled", type(value).__name__)
+    walk.visit(value.py_func)
+    walk.visit(getattr(value, "targetoptions", None), "its options")
+    if not getattr(value, "_can_compile", True):
+        walk.visit([str(signature) for signature in value.signatures])
+
+
+def _take_universal(walk: Walk, value: Any) -> None:
+    walk.put("vectorised")
+    walk.visit((value.identity, value.signature))
+    _take_compiled(walk, value._dispatcher)
+
+
+def _take_validating(walk: Walk, value: Any) -> None:
+    """Take apart a function whose arguments pydantic looks at."""
+    walk.put("validating")
+    walk.visit(value.function)
+    walk.visit({name: repr(kind) for name, kind in value.function.__annotations__.items()})
+    walk.visit(bool(value.validate_return))
+    walk.visit(value.config_wrapper.config_dict)
+
+
+def is_of_pydantic(name: str) -> bool:
+    """Tell whether an attribute of a class is what pydantic keeps there for itself."""
+    return name.startswith("__pydantic_") or name == "__signature__"
+
+
+def take_fields(walk: Walk, cls: type) -> None:
+    """Take apart what pydantic knows of a class of its own: the fields, and which functions look at them when."""
+    fields = vars(cls).get("__pydantic_fields__")
+    decorators = vars(cls).get("__pydantic_decorators__")
+    if fields is not None:
+        walk.put("fields")
+        walk.visit({name: repr(field) for name, field in fields.items()})
+        walk.visit([(field.default, field.default_factory, field.metadata) for field in fields.values()])
+    for group in sorted(getattr(decorators, "__dataclass_fields__", ())):
+        for name, decorator in getattr(decorators, group).items():
+            walk.put("decorated", f"{group} {name}")
+            walk.visit(decorator.info)
+
+
+# Frames
+
+
+def _taker_of_frames(kind: type) -> Callable[[Walk, Any], None] | None:
+    """Return what takes objects of a class apart that is derived from one of pandas."""
+    pandas: Any = sys.modules["pandas"]
     takers: tuple[tuple[Any, Callable[[Walk, Any], None]], ...] = (
         (pandas.DataFrame, _take_frame),
         (pandas.Series, _take_series),

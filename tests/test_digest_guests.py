@@ -1,10 +1,12 @@
-"""Frames, series and indexes count by what is in them, not by how pandas holds it."""
+"""Frames count by what is in them, not by how pandas holds it; compiled functions and models by what makes them."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -211,11 +213,89 @@ def test_arrow_columns():
 def test_in_other_processes():
     lines = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import test_digest_frames as t\n"
+        "import test_digest_guests as t\n"
         "print(t.of(t.one_by_one()).hex(), t.of(t.pd.DataFrame(t.columns())).hex())"
     )
     expected = of(pd.DataFrame(columns())).hex()
-    for seed in ("1", "2"):
-        command = [sys.executable, "-c", lines, __file__.rpartition("/")[0]]
-        done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONHASHSEED": seed}, check=True)
-        assert done.stdout.split() == [expected, expected]
+    command = [sys.executable, "-c", lines, __file__.rpartition("/")[0]]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONHASHSEED": "1"}, check=True)
+    assert done.stdout.split() == [expected, expected]
+
+
+def printed(folder, source: str, *arguments: str, seed: str = "1") -> list[str]:
+    (folder / "guests.py").write_text("import sys\nfrom forgepar.digests import digest_of\n" + textwrap.dedent(source))
+    known = {**os.environ, "PYTHONHASHSEED": seed}
+    command = [sys.executable, "guests.py", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=known, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+COMPILED = """
+    import numba
+    import numpy as np
+    K = 1
+
+    @numba.njit(fastmath=True)
+    def one(x): return x + K
+
+    @numba.vectorize
+    def each(x): return x + K
+
+    @numba.njit("f8(f8)")
+    def typed(x): return x + K
+
+    if sys.argv[1:]:
+        one(1), each(np.arange(3.0))
+    for value in (one, each, typed, lambda x: one(x) + each(x)):
+        print(digest_of(value).data.hex())
+"""
+
+
+def test_compiled_functions(tmp_path):
+    pytest.importorskip("numba", reason="numba is in no extra")
+    before = printed(tmp_path, COMPILED)
+    assert before == printed(tmp_path, COMPILED, seed="2") == printed(tmp_path, COMPILED, "call", seed="3")
+    assert not set(before) & set(printed(tmp_path, COMPILED.replace("K = 1", "K = 2")))
+    assert [a == b for a, b in zip(before, printed(tmp_path, COMPILED.replace("fastmath=True", "")), strict=True)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert printed(tmp_path, COMPILED.replace("f8(f8)", "f4(f4)"))[2] != before[2]
+
+
+MODELS = """
+    import pydantic
+    K = 1
+
+    class Model(pydantic.BaseModel):
+        x: int = 3
+        y: list[str] = pydantic.Field(default_factory=lambda: ["a"])
+
+        @pydantic.field_validator("x", mode="after")
+        @classmethod
+        def check(cls, value): return value + K
+
+    @pydantic.validate_call
+    def call(x: int): return x
+
+    if sys.argv[1:]:
+        Model(x=4), call(3), Model.model_json_schema()
+    for value in (Model, Model(x=1), lambda: Model(), call):
+        print(digest_of(value).data.hex())
+"""
+
+
+def test_models(tmp_path):
+    pytest.importorskip("pydantic", reason="pydantic is in no extra")
+    before = printed(tmp_path, MODELS)
+    assert before == printed(tmp_path, MODELS, seed="2") == printed(tmp_path, MODELS, "use", seed="3")
+    changes = [("= 3", "= 4"), ('"a"]', '"b"]'), ('"after"', '"before"'), ("+ K", "- K"), ("K = 1", "K = 2")]
+    changes += [("    x: int", "    x: float"), ("list[str]", "list"), ("y:", "z:")]
+    for old, new in changes:
+        after = printed(tmp_path, MODELS.replace(old, new))
+        assert not set(before[:3]) & set(after), old
+        assert after[3] == before[3], old
+    assert printed(tmp_path, MODELS.replace("call(x: int)", "call(x: float)"))[3] != before[3]
