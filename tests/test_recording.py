@@ -630,7 +630,7 @@ def test_what_is_done_is_written_and_synced_while_a_long_task_runs(store, tmp_pa
     wf.map(abs, range(3))
     wf.add(lambda: wait_until(gate.exists, "the sync"))
     wf.run(workers=2, store=store)
-    assert synced[-1] == 3
+    assert 3 in synced
 
 
 # Two at once
