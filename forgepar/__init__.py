@@ -110,8 +110,9 @@ _HOME = {
     "checks": ("Finding",),
     "combinators": ("Included", "ParallelTasks", "map_reduce", "parallel", "sequence"),
     "console": ("OutputLine",),
+    "displays": ("RunningTask",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
-    "snapshot": ("RunSnapshot", "RunningTask"),
+    "snapshot": ("RunSnapshot",),
     "store": ("RunFacts", "Store", "StoredRun", "StoredValue"),
     "collecting": ("Collected",),
     "subflow": ("Subflow",),
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
     from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
+    from forgepar.displays import RunningTask
     from forgepar.errors import (
         ArenaFull,
         CyclicWorkflow,
@@ -176,7 +178,7 @@ if TYPE_CHECKING:
     from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
     from forgepar.runtable import FailedAttempt, LayerRow, RunTable
-    from forgepar.snapshot import RunningTask, RunSnapshot
+    from forgepar.snapshot import RunSnapshot
     from forgepar.store import RunFacts, Store, StoredRun, StoredValue
     from forgepar.subflow import Subflow
     from forgepar.tasks import Backoff, Options, Task, attempt, task

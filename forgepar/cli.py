@@ -7,16 +7,18 @@ else to standard error; a traceback is printed only of the user's own code.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import forgepar
-from forgepar.commands import graphs, reports, running, stores
-from forgepar.commands.base import DONE, INTERRUPTED, complain
+from forgepar.commands import completing, graphs, reports, running, stores, watching
+from forgepar.commands.base import BAD_USAGE, DONE, INTERRUPTED, Parser, add_volume, complain
 from forgepar.errors import MissingResult, StoreError, WorkerStartFailed, WorkflowError
 
-_ROOMS = (running, graphs, stores, reports)  # in the order in which help tells their commands
+_ROOMS = (running, graphs, stores, reports, watching, completing)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
   forgepar run forgepar.examples.census
   forgepar run forgepar.examples.census -p root=src --workers 4
@@ -29,7 +31,9 @@ _EXAMPLES = """examples:
   forgepar report runs.db -o run.html
   forgepar plan runs.db --workers 1..64
   forgepar graph pipeline.py:nightly -o graph.svg
+  forgepar top runs.db
 """
+_LEVELS = (logging.INFO, logging.DEBUG)  # of the log records that -v shows, and -v -v
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,29 +45,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "command" not in arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(BAD_USAGE)
+    arguments.parser = parser
     try:
-        code: int = arguments.command(arguments)
+        with _logging(arguments.verbose):
+            code: int = arguments.command(arguments)
     except (WorkflowError, WorkerStartFailed, StoreError, MissingResult, ValueError) as error:
         return complain(error)
     except BrokenPipeError:  # who read the output, as `head` does, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
         return DONE
     except KeyboardInterrupt:
-        print("forgepar: interrupted; the workers are ended", file=sys.stderr)
+        complain("interrupted; the workers are ended")
         return INTERRUPTED
     return code
 
 
+@contextmanager
+def _logging(n_verbose: int) -> Iterator[None]:
+    """Show log records of forgepar's own and of tasks on standard error, if asked to."""
+    if not n_verbose:
+        yield
+        return
+    logger, handler = logging.getLogger("forgepar"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    before = logger.level
+    logger.setLevel(_LEVELS[min(n_verbose, len(_LEVELS)) - 1])
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "forgepar",
         description="Run graphs of plain Python functions on many processes.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"forgepar {forgepar.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_volume(parser, default=None)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for room in _ROOMS:
         room.add_to(commands)
     return parser

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+I = TypeVar("I", bound=np.integer[Any])  # noqa: E741
 
 
 def distinct(values: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -12,7 +16,7 @@ def distinct(values: NDArray[np.int32]) -> NDArray[np.int32]:
     return ordered[_is_first(ordered)]
 
 
-def distinct_places(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def distinct_places(values: NDArray[I]) -> tuple[NDArray[I], NDArray[np.int32]]:
     """Return the distinct values, ascending, and for each value its place among them."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -22,7 +26,7 @@ def distinct_places(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArr
     return ordered[first], places
 
 
-def _is_first(ordered: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _is_first(ordered: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     first = np.ones(len(ordered), np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     return first

@@ -14,6 +14,7 @@ Console      what tasks print, log and warn of
 Watch        what is done by the clock
 Memory       what is admitted, and what is ended, for the memory it takes
 Keeper       what earlier runs did, and what of this one is kept
+Display      what is shown of the run as it goes
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from forgepar.books import Books
 from forgepar.cancellation import CancellationToken
 from forgepar.claims import Claims
 from forgepar.console import Console
+from forgepar.displays import Display, FailedTask
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
 from forgepar.errors import RunTimeout, StoreError
 from forgepar.events import (
@@ -59,6 +61,7 @@ from forgepar.result import Outputs
 from forgepar.rollback import Rollback
 from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
+from forgepar.standing import error_text
 from forgepar.values.codec import Wire, decode, encode, is_segment
 from forgepar.watch import Sentence, Watch
 
@@ -82,6 +85,7 @@ class Dispatcher:
         console: shows what tasks print and log.
         cancel: calls the run off.
         keeper: keeps the run, and has what earlier ones did.
+        display: shows how the run stands; it raises nothing.
 
     Attributes:
         version: even while this waits and nothing changes, odd while it works; never the same twice.
@@ -103,6 +107,7 @@ class Dispatcher:
         console: Console,
         cancel: CancellationToken | None = None,
         keeper: Keeper | None = None,
+        display: Display | None = None,
     ) -> None:
         self.plan = plan
         self.run_id = run_id
@@ -111,6 +116,7 @@ class Dispatcher:
         self.books = Books(plan, run_id, sinks, backend.n_slots, backend.arena, keeper)
         self.books.ledger.schedule = policy.schedule
         self._keeper = keeper
+        self._display = display
         self._active: RunState | Rollback = self.state
         self.rollback: Rollback | None = None
         self._handled: dict[int, Exception] = {}
@@ -187,6 +193,8 @@ class Dispatcher:
             self.books.keep()  # after the batches went out: workers wait for those, and nobody for this
             if self._keeper is not None:
                 self._keeper.beat(time.perf_counter())
+            if self._display is not None:
+                self._display.beat(time.perf_counter())
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
             if self._active.finished and not any(self.flights):
                 break
@@ -366,6 +374,8 @@ class Dispatcher:
             next_look = min(next_look, self._watch.next_look())
         if self._keeper is not None:
             next_look = min(next_look, self._keeper.look_at)
+        if self._display is not None:
+            next_look = min(next_look, self._display.look_at)
         if next_look == math.inf:
             return patience
         left = max(0.0, next_look - time.perf_counter())
@@ -500,6 +510,9 @@ class Dispatcher:
             error.__context__ = self._handled[task]
         may_retry = is_own and isinstance(error, plan.spec(task).options.retry_on)
         self._note(self.state.failed(task, may_retry=may_retry))
+        if self._display is not None:
+            goes_on = self.state.status[task] != Status.FAILED
+            self._display.failed(FailedTask(plan.name(task), attempt, error_text(error), goes_on))
         if self.state.halted and not was_halted:
             self._halt()
 

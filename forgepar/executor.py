@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from forgepar.combinators import Included  # noqa: F401  (it lends `Workflow.inc
 from forgepar.console import Console, Show
 from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
+from forgepar.displays import Display, Shielded
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.events import Sink
 from forgepar.handles import TaskHandle, TaskHandles
@@ -40,7 +42,7 @@ from forgepar.runstate import RunPolicy, Wear
 from forgepar.runtable import RunTable
 from forgepar.shipping import Cargo, Shipment
 from forgepar.sinks import Audit, open_sinks
-from forgepar.snapshot import RunSnapshot, snapshot
+from forgepar.snapshot import RunSnapshot, look, snapshot
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
 from forgepar.workflow import Engine, Workflow
 
@@ -134,6 +136,7 @@ class WorkflowExecutor:
         audit: Audit = None,
         store: str | os.PathLike[str] | None = None,
         resume: bool | Resume = False,
+        progress: bool | Display | None = None,
     ) -> RunResult:
         """Run a workflow and wait for it.
 
@@ -162,6 +165,8 @@ class WorkflowExecutor:
                 tasks returned. It is made where there is none. Its values are pickles, so use only one of your own.
             resume: whether tasks need not run whose values the store has from earlier runs, as neither their code, nor
                 their arguments, nor what they depend on has changed since; or a `Resume`, which says more.
+            progress: True shows on standard error how the run goes: bars on a terminal or in a notebook (with the
+                extra ``cli``), else a line now and then. A `forgepar.displays.Display` shows it its own way.
 
         Returns:
             Values and records; of a run that was called off (``.status`` is "cancelled"), those there are.
@@ -194,9 +199,11 @@ class WorkflowExecutor:
         if show not in ("plain", "tagged") and not callable(show):
             raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
         taking_up = _as_resume(store, resume)
+        if not (progress is None or isinstance(progress, bool) or hasattr(progress, "beat")):
+            raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
         cargo = Cargo(plan)
         with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
-            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks, keeper)
+            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks, keeper, progress)
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -219,10 +226,12 @@ class WorkflowExecutor:
         console: Console,
         sinks: Sequence[Sink],
         keeper: Recording | None,
+        progress: bool | Display | None,
     ) -> RunResult:
         backend = self._backend
         memory = Memory(plan, backend, self._guard)
         backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
+        display = _display(progress)  # what it loads, it loads while workers start
         facts = RunFacts(
             os.urandom(8).hex(),
             plan.workflow_name,
@@ -243,11 +252,12 @@ class WorkflowExecutor:
             console,
             cancel,
             keeper,
+            display,
         )
         forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
         streams = console.replacing_streams() if backend.name == InlineBackend.name else nullcontext()
         try:
-            with _exit_on_termination(), streams:
+            with _exit_on_termination(), _showing(display, dispatcher), streams:
                 self._dispatcher = dispatcher
                 dispatcher.run()
             outputs = dispatcher.outputs()
@@ -268,6 +278,30 @@ class WorkflowExecutor:
         if not result.ok and (result.errors or not dispatcher.was_cancelled):
             raise _failure(plan, result, dispatcher.ended_by)
         return result
+
+
+def _display(progress: bool | Display | None) -> Display | None:
+    if progress is None or progress is False:
+        return None
+    if progress is True:
+        from forgepar.report.progress import progress_display
+
+        # A forked worker of a notebook is none itself: what a task shows is printed.
+        progress = progress_display(sys.stderr if inside_worker() else None)
+    return Shielded(progress)
+
+
+@contextmanager
+def _showing(display: Display | None, dispatcher: Dispatcher) -> Iterator[None]:
+    """Have a display show a run, and go however that ends."""
+    if display is None:
+        yield
+        return
+    display.begin(lambda: look(dispatcher))
+    try:
+        yield
+    finally:
+        display.close()
 
 
 @contextmanager

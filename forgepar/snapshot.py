@@ -6,36 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from forgepar.backends.board import unmark
 from forgepar.dispatch import Dispatcher
+from forgepar.displays import Look, RunningTask
 from forgepar.runstate import Status
 
 _TRIES = 10_000  # the dispatcher is at rest far more often than not
 _PAUSE_SECONDS = 1e-4
-
-
-class RunningTask(NamedTuple):
-    """A task that a worker is at.
-
-    Attributes:
-        task: its name.
-        worker: the slot.
-        pid: the worker's process.
-        seconds: for how long.
-        fraction: how much of its work is done, as it told by `TaskContext.progress`; nan if it did not.
-        text: what it is at, as it told.
-    """
-
-    task: str
-    worker: int
-    pid: int
-    seconds: float
-    fraction: float
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +78,26 @@ def snapshot(dispatcher: Dispatcher) -> RunSnapshot:
     raise TimeoutError(f"the run was never at rest in {_TRIES} looks, so there is no snapshot of it. Look again later.")
 
 
+def look(dispatcher: Dispatcher) -> Look:
+    """Return how a run stands, from its own thread, between two waits: for what is shown ten times a second."""
+    plan, ledger, now = dispatcher.plan, dispatcher.books.ledger, time.perf_counter()
+    return Look(
+        plan.workflow_name,
+        dispatcher.state.status,
+        plan.layers,
+        plan.template_of,
+        plan.callable_of,
+        dispatcher.durations.seconds,
+        dispatcher.state.layer is not None,
+        list(_running(dispatcher, now)),
+        dispatcher.pids,
+        dispatcher.backend.arena.bytes_held,
+        ledger.began or now,
+        now,
+        ledger.start,
+    )
+
+
 def _look(dispatcher: Dispatcher) -> RunSnapshot:
     plan, now = dispatcher.plan, time.perf_counter()
     status = bytes(dispatcher.state.status)
@@ -108,7 +108,7 @@ def _look(dispatcher: Dispatcher) -> RunSnapshot:
         plan.workflow_name,
         plan.n_tasks,
         counts,
-        tuple(_running(dispatcher, now)),
+        tuple(running for _, running in _running(dispatcher, now)),
         _layer(dispatcher, status),
         plan.n_layers,
         dispatcher.backend.arena.bytes_held,
@@ -117,7 +117,8 @@ def _look(dispatcher: Dispatcher) -> RunSnapshot:
     )
 
 
-def _running(dispatcher: Dispatcher, now: float) -> Iterator[RunningTask]:
+def _running(dispatcher: Dispatcher, now: float) -> Iterator[tuple[int, RunningTask]]:
+    """Yield the number of each task that a worker is at, and what there is to tell of it."""
     backend, progress = dispatcher.backend, dispatcher.console.progress
     for slot, has in enumerate(dispatcher.flights):
         batch, at = unmark(backend.position(slot))
@@ -125,13 +126,8 @@ def _running(dispatcher: Dispatcher, now: float) -> Iterator[RunningTask]:
             if flight.id == batch and at < len(flight.tasks):
                 task = int(flight.tasks[at])
                 seconds = max(0.0, now - backend.started(slot))
-                yield RunningTask(
-                    dispatcher.plan.name(task),
-                    slot,
-                    dispatcher.pids[slot],
-                    seconds,
-                    *progress.get(task, (math.nan, "")),
-                )
+                told = progress.get(task, (math.nan, ""))
+                yield task, RunningTask(dispatcher.plan.name(task), slot, dispatcher.pids[slot], seconds, *told)
 
 
 def _layer(dispatcher: Dispatcher, status: bytes) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import redirect_stderr
 
 import pytest
 from conftest import PATIENCE, wait_until
+from pseudo_terminal import pseudo_terminal
 
 from forgepar import cli
 from forgepar.audit import AuditLog
@@ -234,3 +237,130 @@ def test_limits_that_cannot_be_are_told(pipeline, capsys, flags, text):
 def test_a_budget_is_taken(pipeline, capsys):
     assert run("run", f"{pipeline}:sums", "--workers", 1, "--memory-budget", "64MiB") == 0
     assert capsys.readouterr().out == "sum = 12\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-q"], ["-v"]])
+def test_without_a_command_help_is_printed(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "completion" in err
+    assert "examples:" in err
+
+
+STORE_COMMANDS = ["runs", "show", "values", "export", "gc", "report", "plan", "top"]
+COMMANDS = ["run", "check", "layers", "graph", *STORE_COMMANDS, "completion"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(command, "--help")
+    assert caught.value.code == 0
+    _, _, examples = capsys.readouterr().out.partition("examples:\n")
+    lines = [line.split(" > ")[0].split() for line in examples.splitlines()]
+    assert lines
+    for program, *arguments in lines:
+        assert (program, arguments[0]) == ("forgepar", command)
+        assert cli._parser().parse_args(arguments).command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["rnu", "x"], "run"), (["layer", "x"], "layers"), (["run", "x", "--schedule", "eagre"], "eager")],
+)
+def test_a_word_that_is_not_known_is_met_with_one_that_is(arguments, meant, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_a_word_like_no_other_is_met_with_all_there_are(capsys):
+    with pytest.raises(SystemExit):
+        run("xyzzy")
+    err = capsys.readouterr().err
+    assert "invalid choice: 'xyzzy'" in err
+    assert "layers" in err
+    assert "Did you mean" not in err
+
+
+def test_layers_as_json(pipeline, capsys, tmp_path):
+    assert run("layers", f"{pipeline}:sums", "--json") == 0
+    names = [[f"double-{i}" for i in range(4)], ["sum"]]
+    assert json.loads(capsys.readouterr().out) == {"workflow": "sums", "layers": names, "expected": None}
+    path = tmp_path / "durations.json"
+    assert run("run", f"{pipeline}:sums", "--backend", "inline", "--save-durations", path) == 0
+    capsys.readouterr()
+    assert run("layers", f"{pipeline}:sums", "--json", "--durations", path, "-w", 3) == 0
+    expected = json.loads(capsys.readouterr().out)["expected"]
+    assert expected["workers"] == 3
+    assert 0 < expected["eager_seconds"] <= expected["layers_seconds"]
+
+
+def test_findings_as_json(pipeline, capsys):
+    assert run("check", f"{pipeline}:empty", "--json") == 2
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert (finding["kind"], finding["is_fatal"]) == ("empty", True)
+
+
+LOGS = """
+    import forgepar as fp
+
+    def talk():
+        fp.context().log.info("for your information")
+        fp.context().log.debug("for finding faults")
+
+    workflow = fp.Workflow("logs")
+    workflow.add(talk)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown", "not_shown"),
+    [
+        ((), [], ["INFO", "DEBUG"]),
+        (("-v",), ["INFO forgepar.tasks.logs: for your information", "INFO forgepar.run: WorkflowStarted"], ["DEBUG"]),
+        (("-vv",), ["for finding faults", "DEBUG forgepar.run: WorkflowTaskCompleted task='talk'"], []),
+    ],
+)
+def test_log_records_are_shown_as_asked(tmp_path, flags, shown, not_shown):
+    (tmp_path / "logs.py").write_text(textwrap.dedent(LOGS))
+    command = [sys.executable, "-m", "forgepar", "run", tmp_path / "logs.py", "-w", "1", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout == "talk = None\n"
+    assert all(text in done.stderr for text in shown)
+    assert not any(text in done.stderr for text in not_shown)
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_flags_may_stand_before_the_command_or_behind_it(pipeline, capsys, place):
+    command = ["run", f"{pipeline}:sums", "--backend", "inline"]
+    arguments = ["-v", *command] if place == "before" else [*command, "-v"]
+    assert run(*arguments) == 0
+    assert "INFO forgepar.run: WorkflowCompleted" in capsys.readouterr().err
+    assert run(*command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_leaves_results_and_errors(pipeline, capsys):
+    assert run("-q", "run", f"{pipeline}:sums", "--backend", "inline") == 0
+    assert capsys.readouterr() == ("sum = 12\n", "")
+    assert run("run", "-q", f"{pipeline}:failing", "-p", "x=9", "--backend", "inline") == 1
+    assert "LookupError: nothing for 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_errors_are_coloured_on_terminals_that_want_it(monkeypatch, environment, has_colour):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pseudo_terminal() as terminal, redirect_stderr(terminal.stream):
+        assert run("run", "no_such_file.py:x") == 2
+        terminal.settle()
+    assert (b"\x1b[1;31mforgepar:\x1b[0m there is no file" in terminal.raw) == has_colour
+    assert "forgepar: there is no file" in terminal.text

@@ -1,12 +1,17 @@
-"""What the commands have in common: exit codes, finding the workflow they are about, and how they complain."""
+"""What the commands have in common: exit codes, their help, finding the workflow they are about, how they complain."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
+import math
+import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from forgepar.targets import TargetError, load_workflow
 from forgepar.workflow import Workflow
@@ -15,11 +20,28 @@ DONE, TASK_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 _TARGET_HELP = (
     "package.module:attr or path/to/file.py:attr; attr is a Workflow or a function returning one (default: workflow)"
 )
+_STYLES = {"bad": "1;31", "good": "32", "dim": "2"}
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what may have been meant by a word it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit."""
+        if (found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)) is not None:
+            choices = re.findall(r"[\w-]+", found[2])
+            if close := difflib.get_close_matches(found[1], choices, 1):
+                message = message.replace(found[0], f"invalid choice: '{found[1]}'. Did you mean '{close[0]}'?")
+        super().error(message)
+
+
 def add_command(
-    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str
+    commands: Commands,
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    text: str,
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Add a command to the command line.
 
@@ -28,17 +50,79 @@ def add_command(
         name: what it is called.
         function: what it does, given its arguments; returns the exit code.
         text: one line of help, without a full stop.
+        examples: what follows ``forgepar`` and its name, for its help.
 
     Returns:
         Its parser, for its arguments.
     """
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog="\n  ".join(["examples:", *(f"forgepar {name} {example}" for example in examples)])
+        if examples
+        else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(command=function)
+    add_volume(command, default=argparse.SUPPRESS)
     return command
 
 
+def add_volume(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add the options that say how much is told; they may stand before the command and behind it."""
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", default=default or False, help="show results and errors alone"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=default or 0, help="show log records; twice: of tasks, too"
+    )
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add the option of a command that tells something to tell it for programs; see `print_json`."""
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def print_json(document: Any) -> None:
+    """Print what a command has to tell, for programs."""
+    print(json.dumps(_finite(document), indent=1, default=repr))
+
+
+def _finite(value: Any) -> Any:
+    """Put null in place of what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def note(arguments: argparse.Namespace, text: str) -> None:
+    """Say what is good to know and no result, unless it is to be quiet."""
+    if not arguments.quiet:
+        print(f"forgepar: {text}", file=sys.stderr)
+
+
+def styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    """Return a text in a style ("bad", "good", "dim") where a stream shows styles, else as it is.
+
+    Args:
+        text: the text.
+        style: which.
+        stream: where the text goes; None: to standard error.
+    """
+    stream = stream or sys.stderr
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb" or not stream.isatty()
+    return text if plain else f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+
+
 def add_target_command(
-    commands: Commands, name: str, function: Callable[[Workflow, argparse.Namespace], int], text: str
+    commands: Commands,
+    name: str,
+    function: Callable[[Workflow, argparse.Namespace], int],
+    text: str,
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Add a command about a workflow that its TARGET names; ``function`` gets that first."""
 
@@ -48,12 +132,12 @@ def add_target_command(
         except TargetError as error:
             return complain(error)
         except Exception:
-            print(f"forgepar: {arguments.target} cannot be loaded; it raised:", file=sys.stderr)
+            complain(f"{arguments.target} cannot be loaded; it raised:")
             traceback.print_exc()
             return BAD_USAGE
         return function(workflow, arguments)
 
-    command = add_command(commands, name, load_and_call, text)
+    command = add_command(commands, name, load_and_call, text, examples)
     command.add_argument("target", metavar="TARGET", help=_TARGET_HELP)
     command.add_argument(
         "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE", help="an argument of the function"
@@ -61,9 +145,9 @@ def add_target_command(
     return command
 
 
-def complain(error: Exception) -> int:
+def complain(error: Exception | str) -> int:
     """Say what is wrong, and return the exit code for that."""
-    print(f"forgepar: {error}", file=sys.stderr)
+    print(f"{styled('forgepar:', 'bad')} {error}", file=sys.stderr)
     return BAD_USAGE
 
 

@@ -15,7 +15,13 @@ _FORM_OF = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "do
 
 def add_to(commands: Commands) -> None:
     """Add this command to the command line."""
-    command = add_target_command(commands, "graph", graph, "draw a workflow by its layers, without running it")
+    command = add_target_command(
+        commands,
+        "graph",
+        graph,
+        "draw a workflow by its layers, without running it",
+        ["pipeline.py:nightly -o graph.svg", "pipeline.py:nightly --collapse"],
+    )
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to: .svg, .mmd (Mermaid) or .dot (Graphviz)"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from forgepar.commands.base import DONE, Commands, tried
-from forgepar.commands.stores import add_json, add_run, print_json, store_command
+from forgepar.commands.base import DONE, Commands, add_json, print_json, tried
+from forgepar.commands.stores import add_run, store_command
 from forgepar.forecast import parse_workers, plan_table, plan_text
 from forgepar.report.html import write_report
 from forgepar.store import Store
@@ -16,12 +16,24 @@ _WORKERS = "1..128"
 
 def add_to(commands: Commands) -> None:
     """Add these commands to the command line."""
-    command = store_command(commands, "report", report, "write a run as an HTML file that opens anywhere")
+    command = store_command(
+        commands,
+        "report",
+        report,
+        "write a run as an HTML file that opens anywhere",
+        ["runs.db", "runs.db 3 -o run.html"],
+    )
     add_run(command)
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", default=Path("run.html"), help="default: run.html"
     )
-    command = store_command(commands, "plan", plan, "tell what a run would take with other numbers of workers")
+    command = store_command(
+        commands,
+        "plan",
+        plan,
+        "tell what a run would take with other numbers of workers",
+        ["runs.db", "runs.db last -w 1..64 --json"],
+    )
     add_run(command)
     command.add_argument(
         "-w", "--workers", default=_WORKERS, metavar="N", help=f"such as 8, 1,2,4 or 1..64 (default: {_WORKERS})"

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from forgepar.backends.process import START_METHODS
-from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command, tried
+from forgepar.commands.base import (
+    BAD_USAGE,
+    DONE,
+    TASK_FAILED,
+    Commands,
+    add_json,
+    add_target_command,
+    complain,
+    print_json,
+    tried,
+)
+from forgepar.commands.watching import watching_display
+from forgepar.displays import Display
 from forgepar.errors import RunTimeout, WorkflowFailed
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
@@ -17,6 +31,7 @@ from forgepar.priors import Resume
 from forgepar.report.html import check_report
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
+from forgepar.sinks import Listener
 from forgepar.workflow import Workflow
 
 _MOST_VALUES = 20  # printed one a line; more are counted
@@ -25,7 +40,13 @@ _MOST_NAMES = 6  # of a layer
 
 def add_to(commands: Commands) -> None:
     """Add these commands to the command line."""
-    command = add_target_command(commands, "run", run, "run a workflow and print the values of its leaves")
+    command = add_target_command(
+        commands,
+        "run",
+        run,
+        "run a workflow and print the values of its leaves",
+        ["pipeline.py:nightly -w 8 -p day=2024-05-01", "pipeline.py:nightly --watch", "forgepar.examples.census -q"],
+    )
     command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
     command.add_argument("--backend", choices=("process", "inline"), default="process")
     command.add_argument("--start-method", choices=START_METHODS)
@@ -53,14 +74,32 @@ def add_to(commands: Commands) -> None:
     command.add_argument("--save-durations", type=Path, metavar="FILE", help="write how long tasks took, for layers")
     command.add_argument("--summary", action="store_true", help="print each layer's wall time beside its longest task")
     command.add_argument("--report", type=Path, metavar="FILE", help="write what ran where and when as an HTML file")
-    command = add_target_command(
-        commands, "check", check, "print what is likely to go wrong in a workflow, without running it"
+    command.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show how the run goes (default: if standard error is a terminal)",
     )
+    command.add_argument("--watch", action="store_true", help="show workers, layers and failures on the whole screen")
+    command = add_target_command(
+        commands,
+        "check",
+        check,
+        "print what is likely to go wrong in a workflow, without running it",
+        ["pipeline.py:nightly", "pipeline.py:nightly -w 64 --available-memory 256GiB --json"],
+    )
+    add_json(command)
     command.add_argument("-w", "--workers", type=int, metavar="N", help="workers of the run (default: one a CPU)")
     command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="that of the run")
     command.add_argument("--rollback", choices=("all", "upstream", "none"), default="all", help="that of the run")
     command.add_argument("--available-memory", metavar="SIZE", help="of the machine it is to run on, such as 64GiB")
-    command = add_target_command(commands, "layers", layers, "print which tasks run together")
+    command = add_target_command(
+        commands,
+        "layers",
+        layers,
+        "print which tasks run together",
+        ["pipeline.py:nightly", "pipeline.py:nightly --durations durations.json -w 8", "pipeline.py:nightly --json"],
+    )
+    add_json(command)
     command.add_argument("--all", action="store_true", help="print every name")
     command.add_argument(
         "--durations", type=Path, metavar="FILE", help="what --save-durations wrote: print what a run would take"
@@ -87,9 +126,10 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 timeout=arguments.timeout,
                 layer_timeout=arguments.layer_timeout,
                 show="tagged" if arguments.tag_output else "plain",
-                audit=arguments.audit,
+                audit=_listeners(arguments),
                 store=arguments.store,
                 resume=_resume(arguments),
+                progress=_progress(arguments),
             )
         except WorkflowFailed as failure:
             _print_failure(failure, with_summary=arguments.summary)
@@ -114,6 +154,21 @@ def _resume(arguments: argparse.Namespace) -> bool | Resume:
     return Resume(arguments.rerun, arguments.start_from, arguments.wait)
 
 
+def _listeners(arguments: argparse.Namespace) -> list[Listener]:
+    """Return who is told what happens: a file where one is named, and the log if that is to be shown."""
+    listeners: list[Listener] = [arguments.audit] if arguments.audit else []
+    return [*listeners, logging.getLogger("forgepar.run")] if arguments.verbose else listeners
+
+
+def _progress(arguments: argparse.Namespace) -> bool | Display:
+    """Return how the run is to be shown while it goes."""
+    if arguments.watch:
+        return watching_display()
+    if arguments.progress is None:
+        return not arguments.quiet and sys.stderr.isatty()
+    return bool(arguments.progress)
+
+
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Print what is likely to go wrong, one line a finding; the code tells whether a run could begin."""
     findings = workflow.check(
@@ -122,24 +177,33 @@ def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
         rollback=arguments.rollback,
         available_memory=arguments.available_memory,
     )
-    for finding in findings:
-        print(finding)
+    if arguments.json:
+        print_json([{**asdict(finding), "is_fatal": finding.is_fatal} for finding in findings])
+    else:
+        for finding in findings:
+            print(finding)
     return BAD_USAGE if any(finding.is_fatal for finding in findings) else DONE
 
 
 def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Print the layers of a workflow, and what a run would take where durations are known."""
-    for number, names in enumerate(workflow.execution_layers()):
+    found = workflow.execution_layers()
+    workers = arguments.workers or available_cpus()
+    expected = _expected(workflow, arguments.durations, workers) if arguments.durations else None
+    if arguments.json:
+        print_json({"workflow": workflow.name, "layers": found, "expected": expected})
+        return DONE
+    for number, names in enumerate(found):
         shown = names if arguments.all else names[:_MOST_NAMES]
         more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
         print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
-    if arguments.durations:
-        print(_estimate(workflow, arguments.durations, arguments.workers or available_cpus()))
+    if expected is not None:
+        print(_estimate(**expected))
     return DONE
 
 
-def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
-    """Say what both schedules would take, by the durations of an earlier run."""
+def _expected(workflow: Workflow, path: Path, workers: int) -> dict[str, Any]:
+    """Return what both schedules would take, by the durations of an earlier run."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -147,10 +211,14 @@ def _estimate(workflow: Workflow, path: Path, workers: int) -> str:
     plan = workflow.plan()
     seconds = expected_seconds(plan, known)
     layered, eager = (simulated_seconds(plan, seconds, workers, schedule) for schedule in ("layers", "eager"))
-    ratio = layered / eager if eager else 1.0
+    return {"workers": workers, "layers_seconds": layered, "eager_seconds": eager}
+
+
+def _estimate(workers: int, layers_seconds: float, eager_seconds: float) -> str:
+    ratio = layers_seconds / eager_seconds if eager_seconds else 1.0
     return (
-        f"expected with {workers} workers: {layered:.3g} s by layers, {eager:.3g} s with --schedule eager "
-        f"(the barriers cost {ratio:.2f} times)"
+        f"expected with {workers} workers: {layers_seconds:.3g} s by layers, {eager_seconds:.3g} s with "
+        f"--schedule eager (the barriers cost {ratio:.2f} times)"
     )
 
 
@@ -180,13 +248,13 @@ def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
     result = failure.result
     assert isinstance(result, RunResult)
     for name, error in result.errors.items():
-        print(f"forgepar: task {name!r} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        complain(f"task {name!r} failed: {type(error).__name__}: {error}")
         for note in getattr(error, "__notes__", ()):
             print("  " + note.replace("\n", "\n  "), file=sys.stderr)
     for error in failure.exceptions:
         if isinstance(error, RunTimeout):
-            print(f"forgepar: {error}", file=sys.stderr)
+            complain(error)
     counts = ", ".join(f"{n} {status}" for status, n in result.status_counts().items())
-    print(f"forgepar: {counts}", file=sys.stderr)
+    complain(counts)
     if with_summary:
         print(result.summary(), file=sys.stderr)

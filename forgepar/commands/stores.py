@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from forgepar.audit import line_of
 from forgepar.collecting import collect
-from forgepar.commands.base import DONE, Commands, add_command
+from forgepar.commands.base import DONE, Commands, add_command, add_json, print_json
 from forgepar.machine import as_bytes, as_text
 from forgepar.report.trace import trace_pieces
 from forgepar.report.wfformat import wfformat_pieces
@@ -32,18 +30,36 @@ _SHORT_ID = 8
 
 def add_to(commands: Commands) -> None:
     """Add these commands to the command line."""
-    command = store_command(commands, "runs", runs, "list the runs in a store")
+    command = store_command(commands, "runs", runs, "list the runs in a store", ["runs.db", "runs.db --json"])
     add_json(command)
-    command = store_command(commands, "show", show, "tell what a run did: layers, slowest tasks, failures, bytes")
+    command = store_command(
+        commands,
+        "show",
+        show,
+        "tell what a run did: layers, slowest tasks, failures, bytes",
+        ["runs.db", "runs.db 3 --json"],
+    )
     add_run(command)
     command.add_argument("--all", action="store_true", help="show every failure")
     add_json(command)
-    command = store_command(commands, "values", values, "print the value of a task, or list those that a run has")
+    command = store_command(
+        commands,
+        "values",
+        values,
+        "print the value of a task, or list those that a run has",
+        ["runs.db last", "runs.db last report"],
+    )
     command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
     command.add_argument("name", metavar="NAME", nargs="?", help="of a task; the values are listed if it is left out")
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the value there, as a pickle")
     add_json(command)
-    command = store_command(commands, "export", export, "write a run in a form that other programs read")
+    command = store_command(
+        commands,
+        "export",
+        export,
+        "write a run in a form that other programs read",
+        ["runs.db last -o run.jsonl", "runs.db 3 --format wfformat -o run.json"],
+    )
     add_run(command)
     command.add_argument(
         "--format",
@@ -52,7 +68,9 @@ def add_to(commands: Commands) -> None:
         help="a line of JSON an event (default), WfFormat 1.5, or a trace",
     )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to; standard output if left out")
-    command = store_command(commands, "gc", gc, "remove old runs and values from a store")
+    command = store_command(
+        commands, "gc", gc, "remove old runs and values from a store", ["runs.db --keep 10", "runs.db --max-bytes 2GiB"]
+    )
     command.add_argument("--keep", type=_count, metavar="N", help="keep only the newest N runs")
     command.add_argument(
         "--max-bytes", type=_size, metavar="SIZE", help="remove values of the oldest runs, until the rest is no larger"
@@ -230,20 +248,6 @@ def _as_json(facts: RunFacts, table: RunTable) -> dict[str, Any]:
     }
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON, null for numbers that are not finite."""
-    print(json.dumps(_finite(value), indent=1, default=repr))
-
-
-def _finite(value: Any) -> Any:
-    """Put null in place of what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
 def _in_columns(head: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int] = ()) -> list[str]:
     """Lay rows out below their heads, numbers to the right and the columns ``left`` to the left; [] where none are."""
     if not rows:
@@ -281,9 +285,11 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def store_command(commands: Commands, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+def store_command(
+    commands: Commands, name: str, function: Any, text: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
     """Add a command about a store, which is its first argument."""
-    command = add_command(commands, name, function, text)
+    command = add_command(commands, name, function, text, examples)
     command.add_argument("store", metavar="STORE", type=Path, help=_STORE_HELP)
     return command
 
@@ -291,8 +297,3 @@ def store_command(commands: Commands, name: str, function: Any, text: str) -> ar
 def add_run(command: argparse.ArgumentParser) -> None:
     """Have a command take a run of its store."""
     command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
-
-
-def add_json(command: argparse.ArgumentParser) -> None:
-    """Have a command print JSON if asked to."""
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
