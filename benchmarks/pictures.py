@@ -1,4 +1,4 @@
-"""The picture of the progress bars in the README: a real run, drawn by rich, made a PNG by a headless chromium.
+"""The pictures in the README: progress bars and report of a real run, made PNGs by a headless chromium.
 
 python -m benchmarks.pictures FOLDER
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import forgepar as fp
 from forgepar.displays import FailedTask, Look
@@ -25,10 +25,18 @@ from forgepar.report import wording
 from forgepar.report.figures import Meter
 
 COLUMNS = 100
+REPORT_SIZE = (1280, 900)  # pixels
 MOST_BYTES = 100_000
 _MOMENT = 0.92  # of the run, at which it is drawn
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--force-device-scale-factor=1",
+    "--virtual-time-budget=5000",  # until the report is drawn
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"there is none of {', '.join(_BROWSERS)}; Debian's package is chromium", file=sys.stderr)
         return 2
     folder.mkdir(parents=True, exist_ok=True)
-    png = folder / "progress.png"
-    photograph(browser, progress_svg(), png)
-    n_bytes = png.stat().st_size
-    print(f"{png}: {n_bytes:,} bytes")
-    return 0 if n_bytes <= MOST_BYTES else 1
+    moment = Moment()
+    result = nightly().run(workers=8, progress=moment)
+    pictures = {"progress.png": progress_page(moment), "report.png": report_page(result)}
+    for name, page in pictures.items():
+        photograph(browser, page, folder / name)
+        print(f"{folder / name}: {(folder / name).stat().st_size:,} bytes")
+    return 0 if all((folder / name).stat().st_size <= MOST_BYTES for name in pictures) else 1
+
+
+class Page(NamedTuple):
+    """What is to be photographed: HTML, and the size of its picture in pixels."""
+
+    html: str
+    width: int
+    height: int
 
 
 class Moment:
@@ -100,34 +118,41 @@ def nightly() -> fp.Workflow:
     return wf
 
 
-def progress_svg() -> str:
-    """Run the workflow, and return what it looked like amid."""
+def progress_page(moment: Moment) -> Page:
+    """Return what the bars looked like amid the run."""
     from rich.console import Console
     from rich.text import Text
 
     from forgepar.report.bars import bars
 
-    moment = Moment()
-    nightly().run(workers=8, progress=moment)
     console = Console(file=io.StringIO(), record=True, width=COLUMNS, highlight=False, force_terminal=True)
     console.print(Text("$ forgepar run pipeline.py:nightly -w 8", "bold"))
     for failure in moment.failures:
         console.print(Text(wording.of_failure(failure), "yellow" if failure.goes_on else "red"))
     console.print(bars(moment.figures, COLUMNS))
-    return console.export_svg(title="forgepar")
-
-
-def photograph(browser: str, svg: str, png: Path) -> None:
-    """Have a browser draw an SVG into a PNG of its size."""
+    svg = console.export_svg(title="forgepar")
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size is not None
     width, height = (math.ceil(float(number)) for number in size.groups())
+    # Fonts that would be fetched are left out: the picture is to be the same without a network.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    return Page(f'<body style="margin:0">{svg}</body>', width, height)
+
+
+def report_page(result: fp.RunResult) -> Page:
+    """Return the upper part of the run's report."""
+    from forgepar.report.html import report_html
+
+    return Page(report_html(result.table()), *REPORT_SIZE)
+
+
+def photograph(browser: str, page: Page, png: Path) -> None:
+    """Have a browser draw a page into a PNG."""
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder, "page.html")
-        # Fonts that would be fetched are left out: the picture is to be the same without a network.
-        svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-        page.write_text(f'<body style="margin:0">{svg}</body>', encoding="utf-8")
-        command = [browser, *_FLAGS, f"--screenshot={png.resolve()}", f"--window-size={width},{height}", page.as_uri()]
+        file = Path(folder, "page.html")
+        file.write_text(page.html, encoding="utf-8")
+        size = f"--window-size={page.width},{page.height}"
+        command = [browser, *_FLAGS, f"--screenshot={png.resolve()}", size, file.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 

@@ -20,7 +20,7 @@ from forgepar.adapters import as_compensation, as_handler
 from forgepar.arguments import CONSTANT, REFERENCE, Layout
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
-from forgepar.tasks import Task
+from forgepar.tasks import Task, base_name
 from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 
 IntArray: TypeAlias = NDArray[np.int32]
@@ -257,6 +257,13 @@ class Plan:
     def memories(self) -> list[int]:
         """The memory that each template's tasks declare, bytes; 0 for none."""
         return [self.specs[template.spec].options.memory or 0 for template in self.templates]
+
+    def called(self) -> tuple[list[str], IntArray]:
+        """Return the names of what tasks call, each once, and which of them each task calls: (n_tasks,)."""
+        names = [base_name(fn) for fn in self.callables]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        of_template = np.array([numbers[names[number]] for number in self.callable_of], np.int32)
+        return list(numbers), of_template[self.template_of]
 
     def callables_for(self, template: int) -> list[int]:
         """Return the callables that tasks of a template may need: their own, and those of its stand-ins."""

@@ -75,12 +75,12 @@ _UNDONE = "UPDATE tasks SET status = ? WHERE run = ? AND task = ?"
 _FORGET = 'DELETE FROM "values" WHERE fingerprint = ?'
 _RUN = (
     "INSERT INTO runs(run_id, workflow, status, began, seen, n_tasks, n_layers, workers, schedule, resumed, host, pid, "
-    "pid_started, python, forgepar, callables, callable_of, ordinals, given_names, edges) "
-    "VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+    "pid_started, python, forgepar, callables, callable_of, bases, base_of, ordinals, given_names, edges) "
+    "VALUES (?,?,'running',?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _GROWN = (
-    "UPDATE runs SET n_tasks = ?, n_layers = ?, callables = ?, callable_of = ?, ordinals = ?, given_names = ?, "
-    "edges = ? WHERE id = ?"
+    "UPDATE runs SET n_tasks = ?, n_layers = ?, callables = ?, callable_of = ?, bases = ?, base_of = ?, "
+    "ordinals = ?, given_names = ?, edges = ? WHERE id = ?"
 )
 _SEEN = "UPDATE runs SET seen = ? WHERE id = ?"
 _ENDED = "UPDATE runs SET status = ?, wall_seconds = ?, cpu_seconds = ?, peak_rss = ? WHERE id = ?"
@@ -486,14 +486,16 @@ def recording(
 
 def _columns(plan: Plan) -> tuple[bytes, ...]:
     """Return what the row of a run tells of its tasks: what they call and are called, and what depends on what."""
-    numbers: dict[str, int] = {}
-    called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
-    given = [text for task, name in plan.given_names.items() for text in (str(task), name)]
+    callables, callable_of = plan.called()
+    spec_of = np.array([row.spec for row in plan.templates], np.int32)[plan.template_of]
+    given = {task: name for task, name in plan.given_names.items() if name != plan.spec(task).base}
     return (
-        pack_texts(list(numbers)),
-        pack_integers(np.array(called, np.int32)[plan.template_of]),
+        pack_texts(callables),
+        pack_integers(callable_of),
+        pack_texts([spec.base for spec in plan.specs]),
+        pack_integers(spec_of),
         pack_integers(plan.ordinals),
-        pack_texts(given),
+        pack_texts([text for task, name in given.items() for text in (str(task), name)]),
         pack_integers(*plan.graph.edges()),
     )
 

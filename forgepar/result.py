@@ -328,8 +328,7 @@ class RunResult:
         ran = ledger.worker >= 0
         attempt = ran.astype(np.int32)
         attempt[list(ledger.attempts)] = list(ledger.attempts.values())
-        numbers: dict[str, int] = {}
-        called = [numbers.setdefault(plan.specs[row.spec].base, len(numbers)) for row in plan.templates]
+        callables, callable_of = plan.called()
         sources, targets = plan.graph.edges()
         return RunTable(
             run_id=self.run_id,
@@ -342,8 +341,8 @@ class RunResult:
             cpu_seconds=self.cpu_seconds,
             peak_rss=self.peak_rss,
             names=_Names(plan),
-            callables=list(numbers),
-            callable_of=np.array(called, np.int32)[plan.template_of],
+            callables=callables,
+            callable_of=callable_of,
             layer=plan.layers,
             status_of=self._status,
             start=ledger.start - ledger.began,

@@ -330,7 +330,7 @@ class StoredRun:
         return self._store._rows(statement, (self.number, *parameters))
 
 
-_PLAN = "SELECT callables, callable_of, ordinals, given_names, edges FROM runs WHERE id = ?"
+_PLAN = "SELECT callables, callable_of, bases, base_of, ordinals, given_names, edges FROM runs WHERE id = ?"
 _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
     "WHERE run = ? ORDER BY task"
@@ -346,18 +346,20 @@ class _StoredPlan(NamedTuple):
     targets: NDArray[np.int32]
 
 
-def _stored_plan(callables: bytes, callable_of: bytes, ordinals: bytes, given: bytes, edges: bytes) -> _StoredPlan:
-    bases, base_of, ends = unpack_texts(callables), unpack_integers(callable_of), unpack_integers(edges)
+def _stored_plan(
+    callables: bytes, callable_of: bytes, bases: bytes, base_of: bytes, ordinals: bytes, given: bytes, edges: bytes
+) -> _StoredPlan:
+    begins, ends = unpack_texts(bases), unpack_integers(edges)
     names = [
-        f"{bases[base]}-{ordinal}" if ordinal >= 0 else bases[base]
-        for base, ordinal in zip(base_of.tolist(), unpack_integers(ordinals).tolist(), strict=True)
+        f"{begins[base]}-{ordinal}" if ordinal >= 0 else begins[base]
+        for base, ordinal in zip(unpack_integers(base_of).tolist(), unpack_integers(ordinals).tolist(), strict=True)
     ]
     texts = unpack_texts(given)
     for task, name in zip(texts[::2], texts[1::2], strict=True):
         names[int(task)] = name
     sources, targets = ends[: len(ends) // 2], ends[len(ends) // 2 :]
     layer = longest_path_layers(Adjacency.from_edges(len(names), sources, targets))
-    return _StoredPlan(names, bases, base_of, layer, sources, targets)
+    return _StoredPlan(names, unpack_texts(callables), unpack_integers(callable_of), layer, sources, targets)
 
 
 def facts_of_runs(connection: sqlite3.Connection) -> list[RunFacts]:

@@ -61,7 +61,9 @@ MIGRATIONS = (
         forgepar TEXT NOT NULL,
         callables BLOB NOT NULL,   -- names of what the tasks call (see `pack_texts`)
         callable_of BLOB NOT NULL, -- which of these, a task each (see `pack_integers`)
-        ordinals BLOB NOT NULL,    -- what a task's name has behind that of its callable; -1: nothing
+        bases BLOB NOT NULL,       -- what names of tasks begin with
+        base_of BLOB NOT NULL,     -- with which of these each does
+        ordinals BLOB NOT NULL,    -- what it has behind that; -1: nothing
         given_names BLOB NOT NULL, -- number and name, one behind the other, of tasks whose name is another
         edges BLOB NOT NULL        -- all that are waited for, then all that wait
     );
