@@ -56,6 +56,7 @@ from forgepar.storefile import (
     open_to_write,
     pack_integers,
     pack_texts,
+    plain_text,
     python_version,
     telling,
 )
@@ -199,7 +200,7 @@ class Recording:
         plan = self._plan
         row = (
             ledger.run_id,
-            plan.workflow_name,
+            plain_text(plan.workflow_name),
             ledger.began_at,
             ledger.began_at,
             plan.n_tasks,
@@ -457,8 +458,8 @@ class Recording:
 
     def _collect_failure(self, name: str, attempt: int, error: str, *, is_final: bool = False) -> None:
         task = self._plan.find(name)
-        at, found = self._last_of(task), self._ledger.errors.get(task)
-        trace = "" if found is None or not is_final else "".join(traceback.format_exception(found))
+        at, error, found = self._last_of(task), plain_text(error), self._ledger.errors.get(task)
+        trace = "" if found is None or not is_final else plain_text("".join(traceback.format_exception(found)))
         self._rows.attempts.append((self._run, task, attempt, *at, error, trace))
         if is_final:
             told = (int(Status.FAILED), None, None, None, attempt, *at, 0, error)

@@ -342,6 +342,11 @@ def unpack_texts(data: bytes) -> list[str]:
     return texts
 
 
+def plain_text(text: str) -> str:
+    """Return a text as SQLite takes it: surrogates, as in names of files that are no UTF-8, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def pack_integers(*columns: NDArray[np.integer[Any]]) -> bytes:
     """Return integers as one column of a row, one array behind the other."""
     return zlib.compress(np.concatenate(columns).astype("<i4").tobytes(), 1)

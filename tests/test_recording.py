@@ -513,6 +513,21 @@ def test_an_older_value_stands_in_for_an_altered_one(ran, store):
     assert ran.take() == {}
 
 
+def test_texts_that_are_no_unicode_are_kept_escaped(store):
+    def broken():
+        raise OSError("no file caf\udce9")  # as a file's name is that is no UTF-8
+
+    wf = fp.Workflow("caf\udce9")
+    wf.add(broken)
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store)
+    with fp.Store.open(store) as opened:
+        table = opened.run().table()
+    assert table.workflow == r"caf\udce9"
+    assert table.errors == {0: r"OSError: no file caf\udce9"}
+    assert r"no file caf\udce9" in table.failures[0].traceback
+
+
 # What the store tells is what the result tells
 
 
