@@ -367,7 +367,7 @@ class Recording:
                 name = self._plan.name(written.key)
                 why = written.error.strerror or written.error
                 report(f"the value of task {name!r} is not kept in {str(self._path)!r}: {why}.", StoreWarning)
-            elif fingerprint is not None:
+            elif fingerprint is not None and not self._tainted[written.key]:
                 payload = payload_of_file(written.name, written.lengths)
                 checksum = checksum_of(fingerprint, FILE, payload)
                 self._rows.values.append((fingerprint, self._run, FILE, checksum, payload))
@@ -436,6 +436,7 @@ class Recording:
                 task = find(event.task)
                 self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
                 self._rows.forgotten.append((self._fingerprints.of_task[task],))
+                self._tainted[task] = True  # its file may not be written yet
 
     def _collect_left_out(self, task: int) -> None:
         """Make a row of a task that failed and is skipped for it."""

@@ -315,6 +315,35 @@ def test_undone_tasks_are_forgotten(ran, store, tmp_path):
     assert ran.take() == {"made": 1}
 
 
+def test_the_value_of_an_undone_task_does_not_come_back_when_its_file_is_written_late(ran, store, monkeypatch):
+    from forgepar.recording import Recording, _Rows
+    from forgepar.valuefiles import ValueFiles
+
+    forgotten, write, write_rows, finish = threading.Event(), ValueFiles.write, _Rows.write, Recording.finish
+
+    def written(rows, connection):
+        write_rows(rows, connection)
+        if rows.forgotten:
+            forgotten.set()
+
+    def finished(self, status):
+        if self._run and not self._is_ended:
+            self._flush(math.inf)  # as the clock may have it just before the end
+        finish(self, status)
+
+    monkeypatch.setattr(ValueFiles, "write", lambda files, parts: (forgotten.wait(), write(files, parts))[1])
+    monkeypatch.setattr(_Rows, "write", written)
+    monkeypatch.setattr(Recording, "finish", finished)
+    wf = fp.Workflow()
+    make = fp.task(lambda: np.ones(LARGE)).options(compensate=lambda _: ran("undo"))
+    wf.add(lambda _: [][0], wf.add(make))
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store)
+    assert ran.take() == {"undo": 1}
+    with fp.Store.open(store) as opened:
+        assert opened.run().stored_values() == []
+
+
 def interrupted_saga(ran: Ran, state: Path) -> fp.Workflow:
     """Two tasks that can be undone; what follows them interrupts the run, then fails, then is good, as a file says."""
 
