@@ -365,7 +365,7 @@ class Recording:
             fingerprint = self._fingerprints.of_task[written.key]
             if written.error is not None:
                 name = self._plan.name(written.key)
-                why = written.error.strerror or written.error
+                why = getattr(written.error, "strerror", None) or f"{type(written.error).__name__}: {written.error}"
                 report(f"the value of task {name!r} is not kept in {str(self._path)!r}: {why}.", StoreWarning)
             elif fingerprint is not None and not self._tainted[written.key]:
                 payload = payload_of_file(written.name, written.lengths)

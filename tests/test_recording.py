@@ -515,6 +515,18 @@ def test_a_damaged_file_is_computed_again_with_a_warning(ran, store, damage):
     assert result["join"] == 60.0
 
 
+def test_what_was_computed_again_for_a_damaged_file_is_kept(ran, store):
+    wf = tree(ran)
+    wf.run(backend="inline", store=store)
+    for path in value_files(store):
+        alter(path)
+    with pytest.warns(fp.StoreWarning, match="computed again"):
+        wf.run(backend="inline", store=store, resume=fp.Resume(rerun="total-1"))
+    ran.take()
+    wf.run(backend="inline", store=store, resume=fp.Resume(rerun="total-1"))
+    assert ran.take() == {"total": 1}
+
+
 def test_an_altered_row_is_computed_again_with_a_warning(ran, store):
     wf = tree(ran)
     wf.run(backend="inline", store=store)
