@@ -284,22 +284,33 @@ class Recording:
         if self._is_ended:
             return
         self._is_ended = True
-        if self._run:
+        try:
+            if self._run:
+                self._end(status)
+        finally:
+            self._close()
+
+    def _end(self, status: str) -> None:
+        """Write the end of the run, once what waits is in files; if that is interrupted, so was the run."""
+        wall = self._ledger.wall_seconds or time.perf_counter() - self._ledger.began
+        try:
             self._writer.close()
+        except BaseException:
+            status = "interrupted"
+            raise
+        finally:
             with suppress(sqlite3.Error):
                 self._connection.execute(f"PRAGMA busy_timeout = {PATIENCE_SECONDS * 1000:.0f}")
             self._collect()
-            ledger = self._ledger
-            wall = ledger.wall_seconds or time.perf_counter() - ledger.began
-            end = (status, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
+            end = (status, wall, self._ledger.cpu_seconds, self._ledger.peak_rss, self._run)
             self._commit(is_synced=True, end=end)
-        self._close()
 
     def _close(self) -> None:
-        self._writer.close()
+        """Let go of all, first of what others wait for."""
         with suppress(sqlite3.Error):
             self._connection.close()
         self._lock.release()
+        self._writer.close()
 
     # Writing
 

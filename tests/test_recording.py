@@ -634,6 +634,25 @@ def test_a_run_that_is_interrupted_is_told_so(ran, store, tmp_path):
         assert run.table().status_counts() == {"completed": 2, "cancelled": 1}
 
 
+def test_an_interrupt_while_the_last_values_are_written_leaves_no_lock(ran, store, monkeypatch):
+    from forgepar.valuefiles import FileWriter
+
+    close, calls = FileWriter.close, []
+
+    def interrupted(writer):
+        calls.append(writer)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        close(writer)
+
+    monkeypatch.setattr(FileWriter, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tree(ran).run(backend="inline", store=store, resume=True)
+    with fp.Store.open(store) as opened:
+        assert opened.run().facts.status == "interrupted"
+    assert tree(ran).run(backend="inline", store=store, resume=True).ok  # it waits for nobody, and is not refused
+
+
 def test_a_store_is_read_while_a_run_writes_to_it(store, tmp_path):
     gate = tmp_path / "gate"
 
