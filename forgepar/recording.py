@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from forgepar.audit import line_of
-from forgepar.errors import StoreWarning
+from forgepar.errors import StoreError, StoreWarning
 from forgepar.events import (
     Event,
     WorkflowTaskCompleted,
@@ -236,14 +236,23 @@ class Recording:
             return np.zeros(0, np.int32)
         new = range(n, plan.n_tasks)
         may = ~(self._tainted | self._resume.forced(plan))
-        found = self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        try:
+            with telling(self._path):
+                found = self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        except StoreError as error:
+            report(f"{error} The {len(new)} tasks that joined the run run whatever earlier runs did.", StoreWarning)
+            return np.zeros(0, np.int32)
         self._restored = np.append(self._restored, found)
         return found
 
     def taken_over(self) -> IntArray:
         """Return the tasks that a run did which never completed."""
-        whole = self._priors.completed_runs
-        return np.array([task for task in self._restored.tolist() if self._priors.source(task) not in whole], np.int32)
+        try:
+            with telling(self._path):
+                return np.array(self._priors.unfinished(self._restored.tolist()), np.int32)
+        except StoreError as error:
+            report(f"{error} What earlier runs did is not undone.", StoreWarning)
+            return np.zeros(0, np.int32)
 
     def load(self, task: int) -> Wire:
         """Return the value of a task that an earlier run did."""
