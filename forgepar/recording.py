@@ -498,6 +498,8 @@ def recording(
     if path is None:
         yield None
         return
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"store={path!r} is no path. Give that of a file, as 'runs.db'.")
     keeper = Recording(Path(path), plan, policy, resume)
     try:
         keeper.warn_of_not_stored()
