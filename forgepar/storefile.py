@@ -150,8 +150,7 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
     check_trust(path)
     with telling(path):
         last: sqlite3.Error | None = None
-        # On a file system that cannot be written, a database that nobody writes to is read as it lies there.
-        for mode in ("ro", "ro&immutable=1") if not os.access(path.resolve().parent, os.W_OK) else ("ro",):
+        for mode in _modes(path):
             connection = sqlite3.connect(
                 f"file:{quote(os.fsencode(path.resolve()))}?mode={mode}",
                 timeout=patience,
@@ -173,6 +172,18 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
                 return connection
         assert last is not None
         raise last
+
+
+def _modes(path: Path) -> Sequence[str]:
+    """Return how to try to open a store to read it.
+
+    Where its folder cannot be written, a database that nobody writes to is read as it lies there: all of it is in the
+    file itself then, and nothing in the log beside it.
+    """
+    real = path.resolve()
+    log = real.with_name(real.name + "-wal")
+    is_whole = not log.exists() or not log.stat().st_size
+    return ("ro", "ro&immutable=1") if is_whole and not os.access(real.parent, os.W_OK) else ("ro",)
 
 
 def check_trust(path: Path) -> None:

@@ -412,3 +412,18 @@ def test_reading_finds_what_was_written_on_a_file_system_that_cannot_be_written(
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
     with pytest.raises(fp.StoreError, match=r"cannot be written \(Read-only file system\)"):
         run(small_disk / "runs.db")
+
+
+def test_a_store_with_a_log_that_cannot_be_read_where_it_lies_is_told(small_disk):
+    """As of a killed run, copied without what SQLite shares in memory: not even the runs before the last are shown."""
+    store = small_disk / "runs.db"
+    run(store)
+    with closing(open_to_write(store)) as connection:
+        connection.execute("UPDATE runs SET status = 'failed'")
+        saved = {path: path.read_bytes() for path in (store, Path(f"{store}-wal"))}
+    for path, data in saved.items():
+        path.write_bytes(data)
+        path.chmod(0o600)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(fp.StoreError, match="cannot be written or opened here"):
+        open_to_read(store)
