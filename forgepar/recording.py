@@ -219,6 +219,8 @@ class Recording:
             self._run = self._connection.execute(_RUN, row).lastrowid or 0
             self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
         self._flushed_at = self._synced_at = time.perf_counter()
+        if len(self._restored):
+            self._flushed_at -= _FLUSH_SECONDS  # at once: whoever clears the store sees what is in use
         return self._restored
 
     def grow(self, plan: Plan) -> IntArray:

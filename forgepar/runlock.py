@@ -130,3 +130,16 @@ class RunLock:
         except FileNotFoundError:
             return None
         return int(pid) if pid.isdecimal() and started == start_time(int(pid)) else None
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the locks in a folder that killed runs left, and that nobody holds."""
+    for path in folder.glob("*.lock"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    path.unlink()
+            finally:
+                os.close(descriptor)

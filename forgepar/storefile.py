@@ -251,8 +251,10 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreBusy(
             f"{store} is locked by another program ({error}). Wait for it to end, or use another store.", path=str(path)
         )
-    if code.startswith("SQLITE_FULL"):
-        mend = "its disk is full. Free some of it (forgepar gc), or use a store elsewhere."
+    if is_full(error):
+        mend = (
+            "its disk is full. Free some of it (forgepar gc, which takes a little room itself), or use one elsewhere."
+        )
     elif code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
         mend = f"it cannot be written or opened here ({error}). Give a store that you may write."
     elif code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -260,6 +262,11 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
     else:
         mend = f"{error} ({code or type(error).__name__})."
     return StoreError(f"{store} cannot be used: {mend}", path=str(path))
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Tell whether a disk had no room."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"))
 
 
 @contextmanager

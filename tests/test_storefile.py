@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
+from forgepar.collecting import collect
 from forgepar.storefile import (
     MIGRATIONS,
     files_of,
@@ -380,6 +381,28 @@ def test_a_database_that_finds_no_room_is_told_and_the_run_goes_on(small_disk, e
     assert again[last] == 600
     with fp.Store.open(store) as opened:
         assert opened.run().facts.status == "completed"
+
+
+def test_a_disk_that_is_nearly_full_is_cleared_and_one_that_is_quite_full_told(small_disk):
+    store, filler = small_disk / "runs.db", small_disk / "filler"
+    for i in range(2):
+        wf = fp.Workflow("large")
+        wf.add(np.full, 40_000, i)
+        wf.map(lambda i: f"{i:04d}" * 4000, range(40 * i, 40 * i + 40))
+        wf.run(backend="inline", store=store)
+    before = store.stat().st_size
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(fp.StoreError, match="its disk is full"):
+        collect(store, keep=1)
+    os.truncate(filler, filler.stat().st_size - (850 << 10))  # less than a copy takes
+    assert collect(store, keep=1).n_files == 1
+    with fp.Store.open(store) as opened:
+        assert opened.run().value("full")[0] == 1
+    filler.unlink()
+    collect(store, keep=1)
+    assert store.stat().st_size < 0.7 * before
 
 
 # Columns
