@@ -133,6 +133,8 @@ class Recording:
         self._fingerprints = Fingerprints(plan, policy.seed)
         forced = None if resume is None else resume.forced(plan)
         self._connection = open_to_write(path)
+        self._file = path.resolve()
+        self._was: os.stat_result | None = self._file.stat()
         self._files = ValueFiles(files_of(path))
         self._writer = FileWriter(self._files)
         self._lock = RunLock(files_of(path), plan.workflow_name, self._fingerprints.of_task)
@@ -368,6 +370,13 @@ class Recording:
             return False
         self._rows = _Rows()
         self._has_failed = self._has_grown = False
+        if is_synced and self._was is not None and not _is_there(self._file, self._was):
+            self._was = None  # it is told once
+            report(
+                f"the run store {str(self._path)!r} was removed or replaced while run {self._ledger.run_id} goes: "
+                "nothing of this run is kept.",
+                StoreWarning,
+            )
         return True
 
     # From entries to rows
@@ -522,6 +531,14 @@ def _columns(plan: Plan) -> tuple[bytes, ...]:
         pack_texts(given),
         pack_integers(*plan.graph.edges()),
     )
+
+
+def _is_there(path: Path, was: os.stat_result) -> bool:
+    """Tell whether a file is still the one that it was."""
+    try:
+        return os.path.samestat(path.stat(), was)
+    except OSError:
+        return False
 
 
 def _finite(value: float) -> float | None:

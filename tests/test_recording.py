@@ -681,6 +681,22 @@ def test_texts_that_are_no_unicode_are_kept_escaped(store):
     assert r"no file caf\udce9" in table.failures[0].traceback
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_store_that_is_taken_away_meanwhile_is_told(store, is_replaced):
+    def take_away():
+        store.unlink()
+        if is_replaced:
+            store.touch(mode=0o600)
+
+    wf = fp.Workflow()
+    wf.add(take_away)
+    with pytest.warns(
+        fp.StoreWarning, match="was removed or replaced while run .* nothing of this run is kept"
+    ) as told:
+        assert wf.run(backend="inline", store=store).ok
+    assert len(told) == 1
+
+
 # What the store tells is what the result tells
 
 
