@@ -38,7 +38,7 @@ from forgepar.events import (
     WorkflowTaskSkipped,
     WorkflowToolFallback,
 )
-from forgepar.fingerprint import Fingerprints, followers
+from forgepar.fingerprint import Fingerprints
 from forgepar.holdings import kept_tasks
 from forgepar.keeping import EARLIER_RUN, Entry, NotRun
 from forgepar.machine import start_time
@@ -459,8 +459,7 @@ class Recording:
             case WorkflowToolFallback():
                 self._collect_failure(event.task, event.attempt, event.error)
                 if event.kind != "retry":
-                    # What follows will be made from something else than its fingerprint says.
-                    self._tainted |= followers(self._plan, [find(event.task)])
+                    self._taint(find(event.task))
             case WorkflowTaskFailed():
                 self._collect_failure(event.task, event.attempt, event.error, is_final=True)
             case WorkflowTaskRolledBack(error=None):
@@ -468,6 +467,18 @@ class Recording:
                 self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
                 self._rows.forgotten.append((self._fingerprints.of_task[task],))
                 self._tainted[task] = True  # its file may not be written yet
+
+    def _taint(self, task: int) -> None:
+        """Note that a task, and what follows it, will be made from something else than its fingerprint says.
+
+        What follows one that was tainted is so already: all calls together cost as much as one look at all tasks.
+        """
+        tainted, graph, left = self._tainted, self._plan.graph, [task]
+        while left:
+            one = left.pop()
+            if not tainted[one]:
+                tainted[one] = True
+                left += graph.successors(one).tolist()
 
     def _collect_left_out(self, task: int) -> None:
         """Make a row of a task that failed and is skipped for it."""
