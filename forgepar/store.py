@@ -290,7 +290,7 @@ class StoredRun:
         Raises:
             UnknownTask: the run has no task of this name.
             MissingResult: its value is not kept.
-            StoreError: what is kept of it is damaged.
+            StoreError: what is kept of it is damaged, or cannot be unpickled here.
         """
         names = self._plan().names
         if name not in names:
@@ -310,11 +310,23 @@ class StoredRun:
             )
         for fingerprint, kind, checksum, payload in rows:
             if checksum_of(fingerprint, kind, payload) == checksum:
-                return value_of(kind, payload, self._store._files)
+                return self._unpickled(name, kind, payload)
         raise StoreError(
             f"the value of task {name!r} in {str(self._store.path)!r} was altered. Run the workflow again with resume.",
             path=str(self._store.path),
         )
+
+    def _unpickled(self, name: str, kind: int, payload: bytes) -> Any:
+        try:
+            return value_of(kind, payload, self._store._files)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"the value of task {name!r} cannot be unpickled here ({type(error).__name__}: {error}). It needs the "
+                "modules that it was made with: ask where they can be imported, as with PYTHONPATH.",
+                path=str(self._store.path),
+            ) from error
 
     def _plan(self) -> _StoredPlan:
         """Return what does not change while a run goes, unless tasks join it."""
