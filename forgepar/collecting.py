@@ -1,11 +1,11 @@
 """Clearing a run store: which runs and values are to go, and what that frees.
 
-    older runs ──> forgotten, with the values that no run which stays refers to
+    older runs ──> forgotten, with the values that no run which stays has
     values     ──> of the oldest runs first, until the rest is small enough
     files      ──> of values that are gone, and what writers that died left torn
 
-What a run that goes at the same time writes stays: while there is one, no file goes that was used within the hour, as
-its row may not be written yet. A value that is gone is computed again when a resumed run needs it.
+What a run that goes at the same time made or took over stays: while there is one, no file goes that was used within
+the hour either, as its row may not be written yet. A value that is gone is computed again when a resumed run needs it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from pathlib import Path
 from forgepar.errors import StoreBusy
 from forgepar.machine import as_text
 from forgepar.priors import FILE, name_and_lengths
+from forgepar.runlock import remove_stale
 from forgepar.store import facts_of_runs
-from forgepar.storefile import as_store_error, files_of, open_to_read, open_to_write, telling
+from forgepar.storefile import as_store_error, files_of, is_full, open_to_read, open_to_write, telling
 from forgepar.valuefiles import ValueFiles
 
 _YOUNG_SECONDS = 3600.0  # since a file was used, while a run goes
 _OF_RUN = ("tasks", "attempts", "events")
+_IN_USE = "SELECT fingerprint, coalesce(source, run) FROM tasks WHERE fingerprint IS NOT NULL"
+# Of values whose run is gone, those that no run has: neither as its own, nor as all that is left of one of its tasks.
+_DELETE_UNUSED = """
+    DELETE FROM "values" AS old WHERE run NOT IN (SELECT id FROM runs)
+    AND (fingerprint, run) NOT IN (SELECT fingerprint, run FROM in_use)
+    AND (
+        fingerprint NOT IN (SELECT fingerprint FROM in_use)
+        OR EXISTS (SELECT 1 FROM "values" AS new WHERE new.fingerprint = old.fingerprint AND new.run > old.run)
+    )
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +103,39 @@ def collect(
     connection = open_to_write(store)
     try:
         with telling(store):
-            n_runs, n_values = _forget(connection, keep)
+            connection.execute("PRAGMA temp_store = DEFAULT")  # else a copy of all would be made in memory
+            n_runs, n_values = _forget(connection, keep) if keep is not None else (0, 0)
             if max_bytes is not None:
                 n_values += _forget_values(connection, files, max_bytes)
             referred = _referred(connection)
-            is_used = any(facts.status == "running" for facts in facts_of_runs(connection))
+            is_used = bool(_going(connection))
         n_files = _remove_files(files, referred, began_at - _YOUNG_SECONDS * is_used)
+        remove_stale(files.folder)
         _shrink(connection, store)
     finally:
         connection.close()
     return Collected(n_runs, n_values, n_files, before, _total_bytes(store, files))
 
 
-def _forget(connection: sqlite3.Connection, keep: int | None) -> tuple[int, int]:
-    """Remove all but the newest runs, and the values that none of these refers to; return how many of both."""
+def _going(connection: sqlite3.Connection) -> set[int]:
+    """Return the numbers of the runs that go; one that was killed is written down as if it did."""
+    return {facts.number for facts in facts_of_runs(connection) if facts.status == "running"}
+
+
+def _forget(connection: sqlite3.Connection, keep: int) -> tuple[int, int]:
+    """Remove all but the newest runs, and the values that none of these has; return how many of both."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        rows = connection.execute("SELECT id, status FROM runs ORDER BY id DESC").fetchall()
-        gone = [] if keep is None else [run for run, status in rows[keep:] if status != "running"]
-        n_values = 0
-        connection.execute("CREATE TEMP TABLE gone(run INTEGER PRIMARY KEY)")
-        connection.executemany("INSERT INTO gone VALUES (?)", [(run,) for run in gone])
-        if gone:
-            for table in _OF_RUN:
-                connection.execute(f"DELETE FROM {table} WHERE run IN gone")  # noqa: S608  (names of this program)
-            connection.execute("DELETE FROM runs WHERE id IN gone")
-            n_values = connection.execute(
-                'DELETE FROM "values" WHERE run IN gone '
-                "AND fingerprint NOT IN (SELECT fingerprint FROM tasks WHERE fingerprint IS NOT NULL)"
-            ).rowcount
-        connection.execute("DROP TABLE gone")
+        going = _going(connection)
+        runs = [run for (run,) in connection.execute("SELECT id FROM runs ORDER BY id DESC")]
+        gone = [(run,) for run in runs[keep:] if run not in going]
+        for table in _OF_RUN:
+            connection.executemany(f"DELETE FROM {table} WHERE run = ?", gone)  # noqa: S608  (names of this program)
+        connection.executemany("DELETE FROM runs WHERE id = ?", gone)
+        connection.execute("CREATE TEMP TABLE in_use(fingerprint, run, PRIMARY KEY(fingerprint, run)) WITHOUT ROWID")
+        connection.execute(f"INSERT OR IGNORE INTO in_use {_IN_USE}")
+        n_values = connection.execute(_DELETE_UNUSED).rowcount
+        connection.execute("DROP TABLE in_use")
         connection.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):
@@ -133,16 +147,20 @@ def _forget(connection: sqlite3.Connection, keep: int | None) -> tuple[int, int]
 def _forget_values(connection: sqlite3.Connection, files: ValueFiles, max_bytes: int) -> int:
     """Remove values of the oldest runs until the rest takes no more than it may; return how many."""
     sizes = {name: size for name, (size, _) in files.sizes().items()}
-    rows = connection.execute('SELECT run, fingerprint, kind, payload FROM "values" ORDER BY run DESC').fetchall()
+    connection.execute("BEGIN IMMEDIATE")
+    held = {pair for run in _going(connection) for pair in connection.execute(f"{_IN_USE} AND run = ?", (run,))}
     counted: set[bytes] = set()
     n_bytes, gone = 0, []
-    for run, fingerprint, kind, payload in rows:
-        name = name_and_lengths(payload)[0] if kind == FILE else b""
-        n_bytes += len(payload) + (sizes.get(name, 0) if name and name not in counted else 0)
-        counted.add(name)
-        if n_bytes > max_bytes:
+    for run, fingerprint, n_own, payload in connection.execute(
+        'SELECT run, fingerprint, length(payload), CASE kind WHEN ? THEN payload END FROM "values" ORDER BY run DESC',
+        (FILE,),
+    ):
+        n_bytes += n_own
+        if payload is not None and (name := name_and_lengths(payload)[0]) not in counted:
+            n_bytes += sizes.get(name, 0)
+            counted.add(name)
+        if n_bytes > max_bytes and (fingerprint, run) not in held:
             gone.append((fingerprint, run))
-    connection.execute("BEGIN IMMEDIATE")
     connection.executemany('DELETE FROM "values" WHERE fingerprint = ? AND run = ?', gone)
     connection.execute("COMMIT")
     return len(gone)
@@ -164,14 +182,15 @@ def _remove_files(files: ValueFiles, referred: Collection[bytes], before: float)
 
 
 def _shrink(connection: sqlite3.Connection, path: Path) -> None:
-    """Give what is free in the database back to the file system, unless somebody else works with it just now."""
-    try:
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except sqlite3.Error as error:
-        told = as_store_error(error, path)
-        if not isinstance(told, StoreBusy):
-            raise told from error
+    """Give what is free in the database back to the file system, if it can be had and there is room to do it."""
+    is_shrinkable = connection.execute("PRAGMA freelist_count").fetchone()[0] > 0
+    for statement in ("VACUUM",) * is_shrinkable + ("PRAGMA wal_checkpoint(TRUNCATE)",):
+        try:
+            connection.execute(statement).fetchall()
+        except sqlite3.Error as error:
+            told = as_store_error(error, path)
+            if not isinstance(told, StoreBusy) and not is_full(error):
+                raise told from error
 
 
 def _total_bytes(path: Path, files: ValueFiles) -> int:

@@ -34,8 +34,16 @@ SCALAR, BLOB, FILE = 0, 1, 2  # what a payload is
 _MOST_NAMED = 3  # tasks in a warning
 _SHORT = 64  # bytes of a payload that is kept in memory until it is needed
 _AT_ONCE = 500  # fingerprints asked for in one statement
-_FIND = 'SELECT fingerprint, run, kind, checksum, payload FROM "values" WHERE fingerprint IN (%s) ORDER BY run DESC'
+_FIND = (  # the newest alone: a store may have a hundred of each
+    'WITH wanted(one) AS (VALUES %s) SELECT fingerprint, run, kind, checksum, payload FROM wanted CROSS JOIN "values" '
+    'ON fingerprint = one AND run = (SELECT max(run) FROM "values" AS other WHERE other.fingerprint = one)'
+)
+_FIND_ALL = 'SELECT fingerprint, run, kind, checksum, payload FROM "values" WHERE fingerprint = ? ORDER BY run DESC'
 _READ = 'SELECT checksum, payload FROM "values" WHERE fingerprint = ? AND run = ?'
+_OF_COMPLETED = (
+    "SELECT fingerprint, coalesce(source, run) FROM tasks JOIN runs ON run = id "
+    "WHERE run > ? AND runs.status = 'completed' AND fingerprint IS NOT NULL"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +80,15 @@ class Resume:
     def forced(self, plan: Plan) -> NDArray[np.bool_]:
         """Return which tasks of a plan are to run again: (n_tasks,).
 
-        A name of a task within one that is there, as ``split/part-3``, may become known only while the run goes.
+        A name of a task within one that is there, as ``split/part-3``, may become known only while the run goes; what
+        follows it then follows the one that is there.
 
         Raises:
             UnknownTask: a name is that of no task.
         """
-        found = followers(plan, _named(plan, self.start_from))
-        found[_named(plan, self.rerun)] = True
+        named, within = _named(plan, self.start_from)
+        found = followers(plan, named + within)
+        found[_named(plan, self.rerun)[0]] = True
         return found
 
 
@@ -86,11 +96,13 @@ class Prior(NamedTuple):
     """A value that an earlier run made.
 
     Attributes:
+        fingerprint: of the task.
         run: that run's number in the store.
         kind: SCALAR, BLOB or FILE.
         payload: what is stored of it; None: to be read when it is needed.
     """
 
+    fingerprint: bytes
     run: int
     kind: int
     payload: bytes | None
@@ -103,9 +115,6 @@ class Priors:
         connection: of the store.
         files: its large values.
         path: of the store, to be told.
-
-    Attributes:
-        completed_runs: numbers of the runs that came to a good end.
     """
 
     def __init__(self, connection: sqlite3.Connection, files: ValueFiles, path: Path) -> None:
@@ -113,8 +122,7 @@ class Priors:
         self._files = files
         self._path = path
         self._found: dict[int, Prior] = {}
-        self._fingerprints: Sequence[bytes | None] = ()
-        self.completed_runs: frozenset[int] = frozenset()
+        self._statuses: dict[int, str] = {}
 
     def find(
         self, plan: Plan, fingerprints: Sequence[bytes | None], tasks: range, may: NDArray[np.bool_], kept: IntArray
@@ -128,21 +136,33 @@ class Priors:
             may: (n_tasks,) those that need not run if there is a value.
             kept: those whose value the run's result keeps.
         """
-        self._fingerprints = fingerprints
-        rows = self._connection.execute("SELECT id FROM runs WHERE status = 'completed'")
-        self.completed_runs = frozenset(number for (number,) in rows)
+        if not self._statuses:
+            self._statuses = dict(self._connection.execute("SELECT id, status FROM runs"))
         wanted: dict[bytes, int] = {}
         for task in tasks:
             if may[task] and (fingerprint := fingerprints[task]) is not None:
                 wanted[fingerprint] = task
         self._look_up(plan, wanted)
         self._prune_branches(plan, tasks)
-        self._check_needed(plan, kept)
+        self._check_needed(plan, tasks, kept)
         return np.array([task for task in tasks if task in self._found], np.int32)
 
     def source(self, task: int) -> int:
         """Return the number of the run that made the value of a task that was found."""
         return self._found[task].run
+
+    def unfinished(self, tasks: Sequence[int]) -> list[int]:
+        """Return which of some tasks that were found no run has that completed: neither made nor taken over by one.
+
+        Where the run that made a value was removed from the store, nobody knows, and the task is not among them.
+        """
+        found = {self._found[task][:2]: task for task in tasks}
+        left = {pair: task for pair, task in found.items() if self._statuses.get(pair[1], "completed") != "completed"}
+        if left:
+            oldest = min(run for _, run in left)
+            for pair in self._connection.execute(_OF_COMPLETED, (oldest,)):
+                left.pop(pair, None)
+        return sorted(left.values())
 
     def load(self, task: int, arena: Arena) -> Wire:
         """Return the value of a task that was found, as it travels; a large one is put into the arena.
@@ -150,11 +170,10 @@ class Priors:
         Raises:
             StoreError: it was damaged since it was found.
         """
-        run, kind, payload = self._found[task]
-        if payload is None:
-            payload = self._read(task, run, kind)
+        prior = self._found[task]
+        payload = self._payload(prior)
         try:
-            return wire_of(kind, payload, self._files, arena)
+            return wire_of(prior.kind, payload, self._files, arena)
         except StoreError as error:
             raise StoreError(
                 f"a value of the run store {str(self._path)!r} was damaged while the run went: {error}. "
@@ -168,21 +187,29 @@ class Priors:
         names = list(wanted)
         for first in range(0, len(names), _AT_ONCE):
             some = names[first : first + _AT_ONCE]
-            rows = self._connection.execute(_FIND % ",".join("?" * len(some)), some)
-            for fingerprint, run, kind, checksum, payload in rows:
-                task = wanted[fingerprint]
-                if task in self._found:
-                    continue
-                if checksum_of(fingerprint, kind, payload) == checksum:
-                    self._found[task] = Prior(run, kind, payload if len(payload) <= _SHORT or kind == FILE else None)
-                else:
-                    altered[task] = run
-        lost = {task: f"what the store has of run {run} was altered" for task, run in altered.items()}
-        _tell_damage(plan, {task: why for task, why in lost.items() if task not in self._found})
+            for row in self._connection.execute(_FIND % ",".join(["(?)"] * len(some)), some):
+                if not self._take_row(wanted[row[0]], row):
+                    altered[wanted[row[0]]] = row[1]
+        lost, fingerprint_of = {}, {task: fingerprint for fingerprint, task in wanted.items()}
+        for task, run in altered.items():
+            rows = self._connection.execute(_FIND_ALL, (fingerprint_of[task],))
+            if not any(self._take_row(task, row) for row in rows):
+                lost[task] = f"what the store has of run {run} was altered"
+        _tell_damage(plan, lost)
 
-    def _read(self, task: int, run: int, kind: int) -> bytes:
-        fingerprint = self._fingerprints[task]
-        assert fingerprint is not None
+    def _take_row(self, task: int, row: tuple[bytes, int, int, int, bytes]) -> bool:
+        """Take a value as that of a task, if it is what it was when it was written; tell whether it is."""
+        fingerprint, run, kind, checksum, payload = row
+        if checksum_of(fingerprint, kind, payload) != checksum:
+            return False
+        is_held = len(payload) <= _SHORT or kind == FILE
+        self._found[task] = Prior(fingerprint, run, kind, payload if is_held else None)
+        return True
+
+    def _payload(self, prior: Prior) -> bytes:
+        fingerprint, run, kind, payload = prior
+        if payload is not None:
+            return payload
         with closing(self._connection.execute(_READ, (fingerprint, run))) as rows:
             row = rows.fetchone()
         if row is None or checksum_of(fingerprint, kind, row[1]) != row[0]:
@@ -191,15 +218,13 @@ class Priors:
                 "Resume the run: it will be computed again.",
                 path=str(self._path),
             )
-        payload: bytes = row[1]
-        return payload
+        stored: bytes = row[1]
+        return stored
 
     def _value(self, task: int) -> Any:
         """Return the value of a task that was found."""
-        run, kind, payload = self._found[task]
-        if payload is None:
-            payload = self._read(task, run, kind)
-        return value_of(kind, payload, self._files)
+        prior = self._found[task]
+        return value_of(prior.kind, self._payload(prior), self._files)
 
     def _prune_branches(self, plan: Plan, tasks: range) -> None:
         """Leave to the run what depends on a decision that is not known, or was decided against."""
@@ -219,19 +244,18 @@ class Priors:
             for task in left:
                 self._found.pop(task, None)
 
-    def _check_needed(self, plan: Plan, kept: IntArray) -> None:
+    def _check_needed(self, plan: Plan, tasks: range, kept: IntArray) -> None:
         """Read the files whose values are needed; each that is damaged may make others needed."""
-        checked: set[int] = set()
-        while True:
+        unchecked = {task for task in tasks if task in self._found and self._found[task].kind == FILE}
+        while unchecked:
             done = np.zeros(plan.n_tasks, np.bool_)
             done[list(self._found)] = True
             takes = np.repeat(~done, np.diff(plan.reference_start))
-            needed = set(plan.references[takes].tolist()) | set(kept.tolist())
-            files = [task for task, prior in self._found.items() if prior.kind == FILE and task in needed - checked]
-            if not files:
+            needed = unchecked & (set(plan.references[takes].tolist()) | set(kept.tolist()))
+            if not needed:
                 return
-            checked.update(files)
-            damage = {task: why for task in files if (why := self._damage(task)) is not None}
+            unchecked -= needed
+            damage = {task: why for task in sorted(needed) if (why := self._damage(task)) is not None}
             _tell_damage(plan, damage)
             for task in damage:
                 del self._found[task]
@@ -290,17 +314,30 @@ def value_of(kind: int, payload: bytes, files: ValueFiles) -> Any:
     return pickle.loads(payload)
 
 
-def _named(plan: Plan, names: Sequence[str]) -> list[int]:
+def _named(plan: Plan, names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the tasks of these names; and those within which there may yet be tasks of names that nobody has."""
     found: list[int] = []
+    within: list[int] = []
     for name in names:
-        matching = _matching(plan, name)
-        if not matching and not ("/" in name and _matching(plan, name.partition("/")[0])):
+        if matching := _matching(plan, name):
+            found += matching
+        elif outer := _outer(plan, name):
+            within += outer
+        else:
             raise UnknownTask(
                 f"workflow {plan.workflow_name!r} has no task named {name!r}, to run it again. "
                 "Workflow.execution_layers() lists the names."
             )
-        found += matching
-    return found
+    return found, within
+
+
+def _outer(plan: Plan, name: str) -> list[int]:
+    """Return the innermost tasks that are there within which one of this name would be."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        if matching := _matching(plan, name):
+            return matching
+    return []
 
 
 def _matching(plan: Plan, name: str) -> list[int]:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from forgepar.audit import line_of
-from forgepar.errors import StoreWarning
+from forgepar.errors import StoreError, StoreWarning
 from forgepar.events import (
     Event,
     WorkflowTaskCompleted,
@@ -38,7 +38,7 @@ from forgepar.events import (
     WorkflowTaskSkipped,
     WorkflowToolFallback,
 )
-from forgepar.fingerprint import Fingerprints, followers
+from forgepar.fingerprint import Fingerprints
 from forgepar.holdings import kept_tasks
 from forgepar.keeping import EARLIER_RUN, Entry, NotRun
 from forgepar.machine import start_time
@@ -56,6 +56,7 @@ from forgepar.storefile import (
     open_to_write,
     pack_integers,
     pack_texts,
+    plain_text,
     python_version,
     telling,
 )
@@ -132,6 +133,8 @@ class Recording:
         self._fingerprints = Fingerprints(plan, policy.seed)
         forced = None if resume is None else resume.forced(plan)
         self._connection = open_to_write(path)
+        self._file = path.resolve()
+        self._was: os.stat_result | None = self._file.stat()
         self._files = ValueFiles(files_of(path))
         self._writer = FileWriter(self._files)
         self._lock = RunLock(files_of(path), plan.workflow_name, self._fingerprints.of_task)
@@ -199,7 +202,7 @@ class Recording:
         plan = self._plan
         row = (
             ledger.run_id,
-            plan.workflow_name,
+            plain_text(plan.workflow_name),
             ledger.began_at,
             ledger.began_at,
             plan.n_tasks,
@@ -218,6 +221,8 @@ class Recording:
             self._run = self._connection.execute(_RUN, row).lastrowid or 0
             self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
         self._flushed_at = self._synced_at = time.perf_counter()
+        if len(self._restored):
+            self._flushed_at -= _FLUSH_SECONDS  # at once: whoever clears the store sees what is in use
         return self._restored
 
     def grow(self, plan: Plan) -> IntArray:
@@ -235,14 +240,23 @@ class Recording:
             return np.zeros(0, np.int32)
         new = range(n, plan.n_tasks)
         may = ~(self._tainted | self._resume.forced(plan))
-        found = self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        try:
+            with telling(self._path):
+                found = self._priors.find(plan, self._fingerprints.of_task, new, may, np.array(new, np.int32))
+        except StoreError as error:
+            report(f"{error} The {len(new)} tasks that joined the run run whatever earlier runs did.", StoreWarning)
+            return np.zeros(0, np.int32)
         self._restored = np.append(self._restored, found)
         return found
 
     def taken_over(self) -> IntArray:
         """Return the tasks that a run did which never completed."""
-        whole = self._priors.completed_runs
-        return np.array([task for task in self._restored.tolist() if self._priors.source(task) not in whole], np.int32)
+        try:
+            with telling(self._path):
+                return np.array(self._priors.unfinished(self._restored.tolist()), np.int32)
+        except StoreError as error:
+            report(f"{error} What earlier runs did is not undone.", StoreWarning)
+            return np.zeros(0, np.int32)
 
     def load(self, task: int) -> Wire:
         """Return the value of a task that an earlier run did."""
@@ -283,22 +297,33 @@ class Recording:
         if self._is_ended:
             return
         self._is_ended = True
-        if self._run:
+        try:
+            if self._run:
+                self._end(status)
+        finally:
+            self._close()
+
+    def _end(self, status: str) -> None:
+        """Write the end of the run, once what waits is in files; if that is interrupted, so was the run."""
+        wall = self._ledger.wall_seconds or time.perf_counter() - self._ledger.began
+        try:
             self._writer.close()
+        except BaseException:
+            status = "interrupted"
+            raise
+        finally:
             with suppress(sqlite3.Error):
                 self._connection.execute(f"PRAGMA busy_timeout = {PATIENCE_SECONDS * 1000:.0f}")
             self._collect()
-            ledger = self._ledger
-            wall = ledger.wall_seconds or time.perf_counter() - ledger.began
-            end = (status, wall, ledger.cpu_seconds, ledger.peak_rss, self._run)
+            end = (status, wall, self._ledger.cpu_seconds, self._ledger.peak_rss, self._run)
             self._commit(is_synced=True, end=end)
-        self._close()
 
     def _close(self) -> None:
-        self._writer.close()
+        """Let go of all, first of what others wait for."""
         with suppress(sqlite3.Error):
             self._connection.close()
         self._lock.release()
+        self._writer.close()
 
     # Writing
 
@@ -345,6 +370,13 @@ class Recording:
             return False
         self._rows = _Rows()
         self._has_failed = self._has_grown = False
+        if is_synced and self._was is not None and not _is_there(self._file, self._was):
+            self._was = None  # it is told once
+            report(
+                f"the run store {str(self._path)!r} was removed or replaced while run {self._ledger.run_id} goes: "
+                "nothing of this run is kept.",
+                StoreWarning,
+            )
         return True
 
     # From entries to rows
@@ -364,9 +396,9 @@ class Recording:
             fingerprint = self._fingerprints.of_task[written.key]
             if written.error is not None:
                 name = self._plan.name(written.key)
-                why = written.error.strerror or written.error
+                why = getattr(written.error, "strerror", None) or f"{type(written.error).__name__}: {written.error}"
                 report(f"the value of task {name!r} is not kept in {str(self._path)!r}: {why}.", StoreWarning)
-            elif fingerprint is not None:
+            elif fingerprint is not None and not self._tainted[written.key]:
                 payload = payload_of_file(written.name, written.lengths)
                 checksum = checksum_of(fingerprint, FILE, payload)
                 self._rows.values.append((fingerprint, self._run, FILE, checksum, payload))
@@ -427,14 +459,26 @@ class Recording:
             case WorkflowToolFallback():
                 self._collect_failure(event.task, event.attempt, event.error)
                 if event.kind != "retry":
-                    # What follows will be made from something else than its fingerprint says.
-                    self._tainted |= followers(self._plan, [find(event.task)])
+                    self._taint(find(event.task))
             case WorkflowTaskFailed():
                 self._collect_failure(event.task, event.attempt, event.error, is_final=True)
             case WorkflowTaskRolledBack(error=None):
                 task = find(event.task)
                 self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
                 self._rows.forgotten.append((self._fingerprints.of_task[task],))
+                self._tainted[task] = True  # its file may not be written yet
+
+    def _taint(self, task: int) -> None:
+        """Note that a task, and what follows it, will be made from something else than its fingerprint says.
+
+        What follows one that was tainted is so already: all calls together cost as much as one look at all tasks.
+        """
+        tainted, graph, left = self._tainted, self._plan.graph, [task]
+        while left:
+            one = left.pop()
+            if not tainted[one]:
+                tainted[one] = True
+                left += graph.successors(one).tolist()
 
     def _collect_left_out(self, task: int) -> None:
         """Make a row of a task that failed and is skipped for it."""
@@ -457,8 +501,8 @@ class Recording:
 
     def _collect_failure(self, name: str, attempt: int, error: str, *, is_final: bool = False) -> None:
         task = self._plan.find(name)
-        at, found = self._last_of(task), self._ledger.errors.get(task)
-        trace = "" if found is None or not is_final else "".join(traceback.format_exception(found))
+        at, error, found = self._last_of(task), plain_text(error), self._ledger.errors.get(task)
+        trace = "" if found is None or not is_final else plain_text("".join(traceback.format_exception(found)))
         self._rows.attempts.append((self._run, task, attempt, *at, error, trace))
         if is_final:
             told = (int(Status.FAILED), None, None, None, attempt, *at, 0, error)
@@ -476,6 +520,8 @@ def recording(
     if path is None:
         yield None
         return
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"store={path!r} is no path. Give that of a file, as 'runs.db'.")
     keeper = Recording(Path(path), plan, policy, resume)
     try:
         keeper.warn_of_not_stored()
@@ -498,6 +544,14 @@ def _columns(plan: Plan) -> tuple[bytes, ...]:
         pack_texts([text for task, name in given.items() for text in (str(task), name)]),
         pack_integers(*plan.graph.edges()),
     )
+
+
+def _is_there(path: Path, was: os.stat_result) -> bool:
+    """Tell whether a file is still the one that it was."""
+    try:
+        return os.path.samestat(path.stat(), was)
+    except OSError:
+        return False
 
 
 def _finite(value: float) -> float | None:

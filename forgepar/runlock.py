@@ -2,13 +2,14 @@
 
 The file that is locked holds who has it. Whoever lets go removes it while it is still locked, so whoever gets a lock
 looks whether the file is still the one of that name. The kernel lets go for whoever is killed; children that a killed
-program had forked may hold on a little longer, which is waited for.
+program had forked may hold on a little longer, which is waited for. So is, that long, whoever does not say who it is.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
@@ -18,6 +19,10 @@ from forgepar.errors import StoreBusy, StoreError
 from forgepar.machine import start_time
 
 _NAME_BYTES = 16
+_UNKNOWN_SECONDS = (
+    10.0  # for whoever has the lock and does not run here: children of a killed program, or another machine
+)
+_STEP_SECONDS = 0.02
 
 
 class RunLock:
@@ -53,15 +58,20 @@ class RunLock:
         Raises:
             StoreBusy: another run has it, and is not waited for.
         """
+        give_up_at = time.monotonic() + _UNKNOWN_SECONDS
         while not self.try_acquire():
+            if wait:
+                self._wait()
+                continue
             owner = self._owner()
-            if not wait and owner is not None:
+            if owner is not None or time.monotonic() >= give_up_at:
+                who = "a process of another machine or container" if owner is None else f"process {owner}"
                 raise StoreBusy(
-                    f"workflow {self._workflow!r} is being run with this store by process {owner}. Wait for it to end "
+                    f"workflow {self._workflow!r} is being run with this store by {who}. Wait for it to end "
                     "(Resume(wait=True), --wait), or run it with another store.",
                     path=str(self._path),
                 )
-            self._wait()
+            time.sleep(_STEP_SECONDS)
 
     def try_acquire(self) -> bool:
         """Get the lock if nobody has it; tell whether that was so."""
@@ -70,9 +80,11 @@ class RunLock:
     def release(self) -> None:
         """Let go, if it is held."""
         if self._descriptor >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            descriptor, self._descriptor = self._descriptor, -1
+            with suppress(OSError):  # of a folder that was taken away
+                self._path.unlink(missing_ok=True)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
+            os.close(descriptor)
 
     def _wait(self) -> None:
         """Wait until nobody has the lock, without taking it."""
@@ -117,4 +129,17 @@ class RunLock:
             pid, _, started = self._path.read_text().partition(" ")
         except FileNotFoundError:
             return None
-        return int(pid) if pid and started == start_time(int(pid)) else None
+        return int(pid) if pid.isdecimal() and started == start_time(int(pid)) else None
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the locks in a folder that killed runs left, and that nobody holds."""
+    for path in folder.glob("*.lock"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    path.unlink()
+            finally:
+                os.close(descriptor)

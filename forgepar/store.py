@@ -217,8 +217,7 @@ class StoredRun:
     @property
     def facts(self) -> RunFacts:
         """What is known of it as a whole."""
-        (row,) = self._rows(f"SELECT {_FACTS} FROM runs WHERE id = ?")  # noqa: S608  (a constant)
-        return _facts(row)
+        return _facts(self._row(f"SELECT {_FACTS} FROM runs WHERE id = ?"))  # noqa: S608  (a constant)
 
     def table(self) -> RunTable:
         """Return what is known of its tasks as columns; of one that did not run yet the status is PENDING."""
@@ -276,13 +275,12 @@ class StoredRun:
 
     def stored_values(self) -> list[StoredValue]:
         """Return what values the store has of the run's tasks."""
-        names = self._plan().names
+        with self._store._at_one_moment():
+            names, rows = self._plan().names, self._rows(_VALUES, FILE)
         found: dict[int, StoredValue] = {}
-        for task, maker, kind, payload in self._rows(
-            'SELECT task, "values".run, kind, payload FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ? '
-            'AND "values".run = coalesce(source, tasks.run) ORDER BY task'
-        ):
-            n_bytes = sum(name_and_lengths(payload)[1]) if kind == FILE else len(payload)
+        for task, maker, n_bytes, payload in rows:
+            if payload is not None:
+                n_bytes = sum(name_and_lengths(payload)[1])
             found[task] = StoredValue(names[task], n_bytes, maker)
         return list(found.values())
 
@@ -292,7 +290,7 @@ class StoredRun:
         Raises:
             UnknownTask: the run has no task of this name.
             MissingResult: its value is not kept.
-            StoreError: what is kept of it is damaged.
+            StoreError: what is kept of it is damaged, or cannot be unpickled here.
         """
         names = self._plan().names
         if name not in names:
@@ -312,19 +310,40 @@ class StoredRun:
             )
         for fingerprint, kind, checksum, payload in rows:
             if checksum_of(fingerprint, kind, payload) == checksum:
-                return value_of(kind, payload, self._store._files)
+                return self._unpickled(name, kind, payload)
         raise StoreError(
             f"the value of task {name!r} in {str(self._store.path)!r} was altered. Run the workflow again with resume.",
             path=str(self._store.path),
         )
 
+    def _unpickled(self, name: str, kind: int, payload: bytes) -> Any:
+        try:
+            return value_of(kind, payload, self._store._files)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"the value of task {name!r} cannot be unpickled here ({type(error).__name__}: {error}). It needs the "
+                "modules that it was made with: ask where they can be imported, as with PYTHONPATH.",
+                path=str(self._store.path),
+            ) from error
+
     def _plan(self) -> _StoredPlan:
         """Return what does not change while a run goes, unless tasks join it."""
-        ((n_tasks,),) = self._rows("SELECT n_tasks FROM runs WHERE id = ?")
+        (n_tasks,) = self._row("SELECT n_tasks FROM runs WHERE id = ?")
         if self._known is None or len(self._known.names) != n_tasks:
-            (row,) = self._rows(_PLAN)
-            self._known = _stored_plan(*row)
+            self._known = _stored_plan(*self._row(_PLAN))
         return self._known
+
+    def _row(self, statement: str) -> tuple[Any, ...]:
+        """Return the one row that tells of the run as a whole."""
+        rows = self._rows(statement)
+        if not rows:
+            raise StoreError(
+                f"run {self.number} was removed from {str(self._store.path)!r} (forgepar gc) since it was looked up.",
+                path=str(self._store.path),
+            )
+        return rows[0]
 
     def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._store._rows(statement, (self.number, *parameters))
@@ -334,6 +353,11 @@ _PLAN = "SELECT callables, callable_of, bases, base_of, ordinals, given_names, e
 _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
     "WHERE run = ? ORDER BY task"
+)
+_VALUES = (  # without those that are here, as they may be large
+    'SELECT task, "values".run, length(payload), CASE kind WHEN ?2 THEN payload END '
+    'FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ?1 '
+    'AND "values".run = coalesce(source, tasks.run) ORDER BY task'
 )
 
 

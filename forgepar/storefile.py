@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,16 @@ def open_to_write(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Con
         StoreBusy: another program holds its lock.
         StoreError: it cannot be written, is no run store, or was written by a newer version.
     """
-    _make(path)
+    real = path.resolve()  # what this process does to its current folder later is of no account
+    with _making(path):
+        os.close(os.open(real, os.O_RDWR | os.O_CREAT, 0o600))
     check_trust(path)
     with telling(path):
-        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(real, timeout=patience, isolation_level=None, check_same_thread=False)
         try:
             _prepare(connection, path, time.monotonic() + patience)
+            with _making(path):
+                files_of(path).mkdir(mode=0o700, exist_ok=True)
         except BaseException:
             connection.close()
             raise
@@ -148,10 +152,12 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
     check_trust(path)
     with telling(path):
         last: sqlite3.Error | None = None
-        # On a file system that cannot be written, a database that nobody writes to is read as it lies there.
-        for mode in ("ro", "ro&immutable=1") if not os.access(path.parent, os.W_OK) else ("ro",):
+        for mode in _modes(path):
             connection = sqlite3.connect(
-                f"file:{quote(str(path.resolve()))}?mode={mode}", timeout=patience, isolation_level=None, uri=True
+                f"file:{quote(os.fsencode(path.resolve()))}?mode={mode}",
+                timeout=patience,
+                isolation_level=None,
+                uri=True,
             )
             try:
                 if not _check_version(connection, path):
@@ -170,19 +176,33 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
         raise last
 
 
+def _modes(path: Path) -> Sequence[str]:
+    """Return how to try to open a store to read it.
+
+    Where its folder cannot be written, a database that nobody writes to is read as it lies there: all of it is in the
+    file itself then, and nothing in the log beside it.
+    """
+    real = path.resolve()
+    log = real.with_name(real.name + "-wal")
+    is_whole = not log.exists() or not log.stat().st_size
+    return ("ro", "ro&immutable=1") if is_whole and not os.access(real.parent, os.W_OK) else ("ro",)
+
+
 def check_trust(path: Path) -> None:
     """Refuse a store that others may have written.
 
     Raises:
-        StoreUntrusted: it, its folder of values, or the folder that it is in can be written by others.
+        StoreUntrusted: it, its folder of values, what SQLite has beside it, or the folder that it is in can be written
+            by others.
     """
     if not hasattr(os, "geteuid"):
         return
-    folder = files_of(path)
-    for place in (path, folder):
-        if not place.exists():
+    folder, real = files_of(path), path.resolve()
+    for place in (path, folder, *(real.with_name(real.name + end) for end in ("-wal", "-shm"))):
+        try:
+            found = place.stat()
+        except FileNotFoundError:
             continue
-        found = place.stat()
         what = f"{'the folder of values' if place == folder else 'the run store'} {str(place)!r}"
         if found.st_uid != os.geteuid():
             raise StoreUntrusted(
@@ -197,9 +217,10 @@ def check_trust(path: Path) -> None:
                 f"chmod {'700' if place == folder else '600'} {place}",
                 path=str(path),
             )
-    parent = path.absolute().parent
-    mode = parent.stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+    for parent in (path.absolute().parent, real.parent):
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IWOTH or mode & stat.S_ISVTX:
+            continue
         raise StoreUntrusted(
             f"the folder {str(parent)!r} can be written by everybody (mode {stat.S_IMODE(mode):03o}), who could put "
             "another file in the store's place. Put the store into a folder of your own.",
@@ -208,8 +229,9 @@ def check_trust(path: Path) -> None:
 
 
 def files_of(path: Path) -> Path:
-    """Return the folder beside a store that holds its large values."""
-    return path.with_name(path.name + ".files")
+    """Return the folder beside a store that holds its large values; beside the file itself, where that is a link."""
+    real = path.resolve()
+    return real.with_name(real.name + ".files")
 
 
 @contextmanager
@@ -231,8 +253,10 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreBusy(
             f"{store} is locked by another program ({error}). Wait for it to end, or use another store.", path=str(path)
         )
-    if code.startswith("SQLITE_FULL"):
-        mend = "its disk is full. Free some of it (forgepar gc), or use a store elsewhere."
+    if is_full(error):
+        mend = (
+            "its disk is full. Free some of it (forgepar gc, which takes a little room itself), or use one elsewhere."
+        )
     elif code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
         mend = f"it cannot be written or opened here ({error}). Give a store that you may write."
     elif code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -242,12 +266,16 @@ def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
     return StoreError(f"{store} cannot be used: {mend}", path=str(path))
 
 
-def _make(path: Path) -> None:
-    folder = files_of(path)
+def is_full(error: sqlite3.Error) -> bool:
+    """Tell whether a disk had no room."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"))
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Say what to do where a store cannot be made."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.close(descriptor)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        yield
     except OSError as error:
         raise StoreError(
             f"the run store {str(path)!r} cannot be written ({error.strerror}). "
@@ -257,7 +285,8 @@ def _make(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, deadline: float) -> None:
-    """Bring a database to the form that this version knows."""
+    """Bring a database to the form that this version knows; one of something else is left as it is."""
+    _check_version(connection, path)
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -287,7 +316,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, deadline: float) -> Non
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        with suppress(sqlite3.Error):  # of what went wrong SQLite may have taken all back already
+            connection.execute("ROLLBACK")
         raise
 
 
@@ -342,6 +372,11 @@ def unpack_texts(data: bytes) -> list[str]:
     """Turn back what `pack_texts` made."""
     texts: list[str] = json.loads(zlib.decompress(data).decode("utf-8", "surrogatepass"))
     return texts
+
+
+def plain_text(text: str) -> str:
+    """Return a text as SQLite takes it: surrogates, as in names of files that are no UTF-8, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def pack_integers(*columns: NDArray[np.integer[Any]]) -> bytes:

@@ -24,7 +24,6 @@ from forgepar.errors import StoreError
 NAME_BYTES = 32  # of the digest that names a file
 _MOST_WAITING = 256 << 20  # bytes of values that wait to be written; beyond, the run waits for the disk
 _TEMPORARY = ".writing-"
-_counter = itertools.count()
 
 
 class Written(NamedTuple):
@@ -40,7 +39,7 @@ class Written(NamedTuple):
     key: int
     name: bytes
     lengths: tuple[int, ...]
-    error: OSError | None = None
+    error: Exception | None = None
 
 
 class ValueFiles:
@@ -69,12 +68,14 @@ class ValueFiles:
             digest.update(part)
         name = digest.digest()
         path = self.path(name)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size == sum(map(len, parts)):
+        if self._is_whole(name, tuple(map(len, parts))):
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # whoever cleans up sees that it is in use
                 return name
+        is_new = not path.parent.is_dir()
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{next(_counter)}"
+        # Not named by process: one in another container may have the same number, or had it when it was killed.
+        temporary = path.parent / f"{_TEMPORARY}{os.urandom(8).hex()}"
         try:
             _write(temporary, parts)
             temporary.rename(path)
@@ -82,8 +83,19 @@ class ValueFiles:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
-        _sync_folder(self.folder)
+        if is_new:
+            _sync_folder(self.folder)
         return name
+
+    def _is_whole(self, name: bytes, lengths: Sequence[int]) -> bool:
+        """Tell whether a value is there already, and undamaged."""
+        if not self.path(name).exists():
+            return False
+        try:
+            self.read(name, lengths)
+        except StoreError:
+            return False
+        return True
 
     def read(self, name: bytes, lengths: Sequence[int]) -> list[memoryview]:
         """Map a value and return its parts, held against its digest.
@@ -184,7 +196,7 @@ class FileWriter:
             lengths = tuple(map(len, parts))
             try:
                 self._done.append(Written(key, self._files.write(parts), lengths))
-            except OSError as error:
+            except Exception as error:  # whatever it is: who waits for room would wait for ever
                 self._done.append(Written(key, b"", lengths, error))
             del task, parts  # the memory that they are in may be used again
             with self._room:

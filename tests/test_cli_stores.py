@@ -98,6 +98,60 @@ def test_values(forgepar, tmp_path):
     assert "has no task named 'nobody'" in err
 
 
+ODD = """
+    import forgepar as fp
+
+    class Thing:
+        def __repr__(self):
+            return "a thing"
+
+    class Strange(Thing):
+        def __reduce__(self):
+            return __import__, ("no_such_module",)
+
+    def circle():
+        found = []
+        found.append(found)
+        return found
+
+    wf = fp.Workflow("odd\\nname")
+    wf.add(lambda: Thing())
+    wf.add(lambda: {(1, 2): float("nan"), "b": 2, 3: 4})
+    wf.add(circle)
+    wf.add(fp.task(Strange).options(name="\x1b[31mred"))
+    wf.run(backend="inline", store="runs.db", outputs=[])
+"""
+
+
+def test_odd_values_and_names(forgepar, tmp_path):
+    (tmp_path / "odd.py").write_text(textwrap.dedent(ODD))
+    subprocess.run([sys.executable, "odd.py"], cwd=tmp_path, check=True)
+    assert forgepar("values", "runs.db", "1", "lambda") == (0, "a thing\n", "")
+    assert forgepar("values", "runs.db", "1", "lambda", "-o", "thing.pickle") == (0, "", "")
+    assert repr(pickle.loads((tmp_path / "thing.pickle").read_bytes())) == "a thing"
+    assert json.loads(forgepar("values", "runs.db", "1", "lambda-1", "--json")[1]) == {"(1, 2)": None, "b": 2, "3": 4}
+    assert forgepar("values", "runs.db", "1", "circle")[1] == "[[...]]\n"
+    code, out, err = forgepar("values", "runs.db", "1", "circle", "--json")
+    assert (code, out, err) == (
+        2,
+        "",
+        "forgepar: what is to be printed holds itself, or too much within each other, for JSON.\n",
+    )
+    code, _, err = forgepar("values", "runs.db", "1", "\x1b[31mred")
+    assert code == 2
+    assert "cannot be unpickled here (ModuleNotFoundError: No module named 'no_such_module')" in err
+    for command in ("runs", "show", "values"):
+        code, out, _ = forgepar(command, "runs.db")
+        assert (code, "\x1b" in out) == (0, False)
+
+
+@pytest.mark.parametrize("words", [("values", "runs.db", "1", "sum"), ("export", "runs.db")])
+def test_a_file_that_cannot_be_written_is_told(forgepar, words):
+    forgepar(*RUN)
+    told = "forgepar: nowhere/file cannot be written: No such file or directory. Give another -o.\n"
+    assert forgepar(*words, "-o", "nowhere/file") == (2, "", told)
+
+
 def test_export_of_events_is_an_audit_log(forgepar):
     forgepar(*RUN)
     assert forgepar("export", "runs.db", "1", "--format", "jsonl", "-o", "events.jsonl")[0] == 0
@@ -149,6 +203,7 @@ def test_gc_tells_what_is_no_number(forgepar, words, capfd):
     with pytest.raises(SystemExit) as caught:
         cli.main(["gc", "runs.db", *words])
     assert caught.value.code == 2
+    assert f"{words[1]!r} is no" in capfd.readouterr().err
 
 
 def test_what_is_not_there_is_told(forgepar):

@@ -18,7 +18,10 @@ import pytest
 from conftest import wait_until
 
 import forgepar as fp
+from forgepar.collecting import collect
 from forgepar.events import WorkflowTaskFailed
+from forgepar.priors import Priors
+from forgepar.valuefiles import ValueFiles
 
 LARGE = 100_000  # float64s: a value that goes through a segment, and into a file
 
@@ -315,6 +318,34 @@ def test_undone_tasks_are_forgotten(ran, store, tmp_path):
     assert ran.take() == {"made": 1}
 
 
+def test_the_value_of_an_undone_task_does_not_come_back_when_its_file_is_written_late(ran, store, monkeypatch):
+    from forgepar.recording import Recording, _Rows
+
+    forgotten, write, write_rows, finish = threading.Event(), ValueFiles.write, _Rows.write, Recording.finish
+
+    def written(rows, connection):
+        write_rows(rows, connection)
+        if rows.forgotten:
+            forgotten.set()
+
+    def finished(self, status):
+        if self._run and not self._is_ended:
+            self._flush(math.inf)  # as the clock may have it just before the end
+        finish(self, status)
+
+    monkeypatch.setattr(ValueFiles, "write", lambda files, parts: (forgotten.wait(), write(files, parts))[1])
+    monkeypatch.setattr(_Rows, "write", written)
+    monkeypatch.setattr(Recording, "finish", finished)
+    wf = fp.Workflow()
+    make = fp.task(lambda: np.ones(LARGE)).options(compensate=lambda _: ran("undo"))
+    wf.add(lambda _: [][0], wf.add(make))
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store)
+    assert ran.take() == {"undo": 1}
+    with fp.Store.open(store) as opened:
+        assert opened.run().stored_values() == []
+
+
 def interrupted_saga(ran: Ran, state: Path) -> fp.Workflow:
     """Two tasks that can be undone; what follows them interrupts the run, then fails, then is good, as a file says."""
 
@@ -357,6 +388,35 @@ def test_what_a_completed_run_did_is_not_undone_by_a_later_one(ran, store, tmp_p
     wf = interrupted_saga(ran, state)
     state.write_text("good")
     wf.run(backend="inline", store=store)
+    ran.take()
+    state.write_text("fail")
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store, resume=fp.Resume(rerun="end"))
+    assert ran.take() == {}
+
+
+def test_what_a_completed_run_took_over_is_not_undone_by_a_later_one(ran, store, tmp_path):
+    state = tmp_path / "state"
+    wf = interrupted_saga(ran, state)
+    state.write_text("interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        wf.run(backend="inline", store=store)
+    state.write_text("good")
+    wf.run(backend="inline", store=store, resume=True)
+    ran.take()
+    state.write_text("fail")
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store, resume=fp.Resume(rerun="end"))
+    assert ran.take() == {}
+
+
+def test_what_a_completed_run_did_is_not_undone_once_that_run_is_forgotten(ran, store, tmp_path):
+    state = tmp_path / "state"
+    wf = interrupted_saga(ran, state)
+    state.write_text("good")
+    for _ in range(2):
+        wf.run(backend="inline", store=store, resume=True)
+    collect(store, keep=1)
     ran.take()
     state.write_text("fail")
     with pytest.raises(fp.WorkflowFailed):
@@ -442,6 +502,77 @@ def test_tasks_that_join_a_run_are_taken_up_as_well(ran, store, either_backend, 
     assert result["lambda"] == 60
 
 
+def nested(ran: Ran) -> fp.Workflow:
+    """A task that becomes three and their sum, which is not kept if a file says so, and one that follows it."""
+
+    def part(i):
+        ran(f"part-{i}")
+        return np.full(LARGE, i)
+
+    def total(parts):
+        ran("total")
+        return "x" * 100 * sum(int(part[0]) for part in parts)
+
+    def split(n):
+        inner, cache = fp.Workflow("inner"), not ran.path.with_name("not kept").exists()
+        return fp.Subflow(inner, inner.add(fp.task(total).options(cache=cache), inner.map(part, range(n))))
+
+    wf = fp.Workflow("nested")
+    wf.add(fp.task(lambda x: ran("after") or x).options(name="after"), wf.add(split, 3))
+    return wf
+
+
+def test_what_follows_a_task_within_another_is_run_again_with_it(ran, store, either_backend):
+    wf = nested(ran)
+    wf.run(**either_backend, store=store)
+    ran.take()
+    result = wf.run(**either_backend, store=store, resume=fp.Resume(start_from="split/part-1"))
+    assert ran.take() == {"part-1": 1, "total": 1, "after": 1}
+    assert result["after"] == "x" * 300
+
+
+def test_files_of_tasks_that_joined_are_read_once(ran, store, monkeypatch):
+    def build(n):
+        wf = fp.Workflow()
+        arrays = wf.map(lambda i: np.full(LARGE, i), range(2))
+        for _ in range(n):
+            wf.add(lambda x, arrays: x, wf.map(abs, wf.add(lambda: [1])), arrays)
+        return wf
+
+    build(3).run(backend="inline", store=store)
+    read, names = ValueFiles.read, []
+    monkeypatch.setattr(ValueFiles, "read", lambda self, *name: (names.append(name), read(self, *name))[1])
+    build(3).run(backend="inline", store=store, resume=fp.Resume(rerun="lambda-[123456789]"))
+    assert 0 < len(names) <= 2 * 2  # to see whether it is whole, and when it is needed
+
+
+def test_a_store_that_breaks_while_tasks_join_is_told_and_they_run(ran, store, monkeypatch):
+    nested(ran).run(backend="inline", store=store)
+    ran.take()
+    find, calls = Priors.find, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        return find(*arguments)
+
+    monkeypatch.setattr(Priors, "find", broken)
+    with pytest.warns(fp.StoreWarning, match="disk I/O error.*The 5 tasks that joined the run run"):
+        result = nested(ran).run(backend="inline", store=store, resume=fp.Resume(rerun="after"))
+    assert ran.take() == {"part-0": 1, "part-1": 1, "part-2": 1, "total": 1, "after": 1}
+    assert result["after"] == "x" * 300
+
+
+def test_what_turns_out_to_follow_what_is_not_kept_is_given_all_the_same(ran, store):
+    nested(ran).run(backend="inline", store=store)
+    ran.take()
+    ran.path.with_name("not kept").touch()
+    result = nested(ran).run(backend="inline", store=store, resume=True)
+    assert ran.take() == {"total": 1}
+    assert result["after"] == "x" * 300
+
+
 def test_a_map_over_a_handle_is_taken_up(ran, store):
     wf = fp.Workflow()
     items = wf.add(lambda: ran("items") or [1, 2, 3])
@@ -486,6 +617,18 @@ def test_a_damaged_file_is_computed_again_with_a_warning(ran, store, damage):
     assert result["join"] == 60.0
 
 
+def test_what_was_computed_again_for_a_damaged_file_is_kept(ran, store):
+    wf = tree(ran)
+    wf.run(backend="inline", store=store)
+    for path in value_files(store):
+        alter(path)
+    with pytest.warns(fp.StoreWarning, match="computed again"):
+        wf.run(backend="inline", store=store, resume=fp.Resume(rerun="total-1"))
+    ran.take()
+    wf.run(backend="inline", store=store, resume=fp.Resume(rerun="total-1"))
+    assert ran.take() == {"total": 1}
+
+
 def test_an_altered_row_is_computed_again_with_a_warning(ran, store):
     wf = tree(ran)
     wf.run(backend="inline", store=store)
@@ -497,6 +640,16 @@ def test_an_altered_row_is_computed_again_with_a_warning(ran, store):
         result = wf.run(backend="inline", store=store, resume=True)
     assert sum(ran.take().values()) == 9
     assert result["join"] == 60.0
+
+
+def test_the_newest_value_counts(ran, store, tmp_path):
+    wf = fp.Workflow()
+    number = tmp_path / "number"
+    read = wf.add(fp.task(lambda: int(number.read_text())).options(version=1))
+    for i in range(3):
+        number.write_text(str(i))
+        wf.run(backend="inline", store=store)
+    assert wf.run(backend="inline", store=store, resume=True)[read] == 2
 
 
 def test_an_older_value_stands_in_for_an_altered_one(ran, store):
@@ -511,6 +664,37 @@ def test_an_older_value_stands_in_for_an_altered_one(ran, store):
         warnings.simplefilter("error")
         wf.run(backend="inline", store=store, resume=True)
     assert ran.take() == {}
+
+
+def test_texts_that_are_no_unicode_are_kept_escaped(store):
+    def broken():
+        raise OSError("no file caf\udce9")  # as a file's name is that is no UTF-8
+
+    wf = fp.Workflow("caf\udce9")
+    wf.add(broken)
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store)
+    with fp.Store.open(store) as opened:
+        table = opened.run().table()
+    assert table.workflow == r"caf\udce9"
+    assert table.errors == {0: r"OSError: no file caf\udce9"}
+    assert r"no file caf\udce9" in table.failures[0].traceback
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_store_that_is_taken_away_meanwhile_is_told(store, is_replaced):
+    def take_away():
+        store.unlink()
+        if is_replaced:
+            store.touch(mode=0o600)
+
+    wf = fp.Workflow()
+    wf.add(take_away)
+    with pytest.warns(
+        fp.StoreWarning, match="was removed or replaced while run .* nothing of this run is kept"
+    ) as told:
+        assert wf.run(backend="inline", store=store).ok
+    assert len(told) == 1
 
 
 # What the store tells is what the result tells
@@ -576,6 +760,25 @@ def test_a_run_that_is_interrupted_is_told_so(ran, store, tmp_path):
         run = opened.run()
         assert run.facts.status == "interrupted"
         assert run.table().status_counts() == {"completed": 2, "cancelled": 1}
+
+
+def test_an_interrupt_while_the_last_values_are_written_leaves_no_lock(ran, store, monkeypatch):
+    from forgepar.valuefiles import FileWriter
+
+    close, calls = FileWriter.close, []
+
+    def interrupted(writer):
+        calls.append(writer)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        close(writer)
+
+    monkeypatch.setattr(FileWriter, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tree(ran).run(backend="inline", store=store, resume=True)
+    with fp.Store.open(store) as opened:
+        assert opened.run().facts.status == "interrupted"
+    assert tree(ran).run(backend="inline", store=store, resume=True).ok  # it waits for nobody, and is not refused
 
 
 def test_a_store_is_read_while_a_run_writes_to_it(store, tmp_path):

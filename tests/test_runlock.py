@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -114,6 +115,36 @@ def test_children_of_a_killed_holder_are_waited_for(tmp_path):
         thread.join()
         assert got.is_set()
         lock.release()
+
+
+def test_whoever_does_not_say_who_it_is_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    """As it is for the moment between the lock and the note, or where the holder runs in another container."""
+    monkeypatch.setattr("forgepar.runlock._UNKNOWN_SECONDS", 0.05)
+    first = lock_on(tmp_path)
+    assert first.try_acquire()
+    (path,) = tmp_path.iterdir()
+    for note in ("", "1 never", "nonsense"):
+        path.write_text(note)
+        with pytest.raises(StoreBusy, match="by a process of another machine or container"):
+            lock_on(tmp_path).acquire(wait=False)
+    first.release()
+
+
+def test_a_lock_that_is_let_go_of_is_free_though_forked_children_have_its_file(tmp_path):
+    lock = lock_on(tmp_path)
+    assert lock.try_acquire()
+    (path,) = tmp_path.iterdir()
+    with path.open() as waiting:
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+        lock.release()
+        fcntl.flock(waiting, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as whoever waits for it does, without the last
+        os.close(writer)
+        os.waitpid(child, 0)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

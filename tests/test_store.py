@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import forgepar as fp
+from forgepar.collecting import collect
 from forgepar.storefile import files_of
 
 
@@ -86,6 +87,15 @@ def test_what_has_no_value_is_told(tmp_path):
             opened.run().value("now")
         with pytest.raises(fp.UnknownTask, match="has no task named 'then'"):
             opened.run().value("then")
+
+
+def test_a_run_that_is_removed_meanwhile_is_told(store):
+    run = store.run(1)
+    collect(store.path, keep=1)
+    for look in (lambda: run.facts, run.table, run.events, run.stored_values, lambda: run.value("abs-0")):
+        with pytest.raises(fp.StoreError, match="run 1 was removed from"):
+            look()
+    assert len(store.run(2).table()) == 4
 
 
 def test_altered_values_are_told(store):

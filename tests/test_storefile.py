@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
+from forgepar.collecting import collect
 from forgepar.storefile import (
     MIGRATIONS,
     files_of,
@@ -116,6 +117,48 @@ def test_a_store_that_is_not_there_is_not_made_by_asking(store):
     assert not store.exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["a?b", "a#b", "a%41b", "a b", "ä", "file:a", "'q\"", os.fsdecode(b"caf\xe9"), ":memory:"]
+)
+def test_any_name_will_do(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert run(Path(name)).ok
+    assert run(Path(name)).status_counts() == {"cached": 5}
+    with fp.Store.open(name) as opened:
+        assert opened.run(1).value("sum") == 6
+    assert set(os.listdir()) >= {name, name + ".files"}  # noqa: PTH208
+
+
+def test_a_link_to_a_store_is_that_store(tmp_path, store):
+    link = tmp_path / "link.db"
+    link.symlink_to(store)
+    wf = fp.Workflow()
+    wf.add(np.ones, 100_000)
+    wf.run(backend="inline", store=link)
+    assert {path.name for path in tmp_path.iterdir()} == {"link.db", "runs.db", "runs.db.files"}
+    assert wf.run(backend="inline", store=store, resume=True)["ones"].shape == (100_000,)
+
+
+def test_a_task_may_leave_the_folder_that_the_path_is_relative_to(tmp_path, monkeypatch):
+    def leave():
+        os.chdir("/")
+        return np.ones(100_000)
+
+    monkeypatch.chdir(tmp_path)
+    wf = fp.Workflow()
+    wf.add(leave)
+    wf.run(backend="inline", store="runs.db", resume=True)
+    monkeypatch.chdir(tmp_path)
+    assert wf.run(backend="inline", store="runs.db", resume=True).status_counts() == {"cached": 1}
+    assert list(files_of(Path("runs.db")).glob("*.lock")) == []
+
+
+@pytest.mark.parametrize("wrong", [True, 7, b"runs.db"])
+def test_what_is_no_path_is_told(wrong):
+    with pytest.raises(ValueError, match=f"store={wrong!r} is no path"):
+        run(wrong)
+
+
 # What is refused
 
 
@@ -137,6 +180,25 @@ def test_a_folder_in_which_everybody_may_put_another_store_is_refused(tmp_path):
             run(tmp_path / "runs.db")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_link_from_a_folder_of_ones_own_into_such_a_folder_is_refused(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "runs.db").symlink_to(tmp_path / "open" / "runs.db")
+    with pytest.raises(fp.StoreUntrusted, match="open' can be written by everybody"):
+        run(tmp_path / "runs.db")
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_what_others_may_have_put_beside_a_store_is_refused(store, end):
+    run(store)
+    beside = Path(f"{store}{end}")
+    beside.touch()
+    beside.chmod(0o666)
+    for use in (lambda: fp.Store.open(store), lambda: run(store)):
+        with pytest.raises(fp.StoreUntrusted, match=rf"runs.db{end}' can be written by others \(mode 666\)"):
+            use()
 
 
 def test_a_sticky_folder_will_do(tmp_path):
@@ -169,11 +231,12 @@ def test_a_database_of_something_else_is_told_and_left_alone(store):
         connection.execute("CREATE TABLE mine(x)")
         connection.commit()
     store.chmod(0o600)
+    before = store.read_bytes()
     for use in (lambda: fp.Store.open(store), lambda: run(store)):
         with pytest.raises(fp.StoreError, match="is a database, but no run store"):
             use()
-    with closing(sqlite3.connect(store)) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
+    assert store.read_bytes() == before
+    assert list(store.parent.iterdir()) == [store]
 
 
 def test_a_file_that_is_no_database_is_told(store):
@@ -324,6 +387,28 @@ def test_a_database_that_finds_no_room_is_told_and_the_run_goes_on(small_disk, e
         assert opened.run().facts.status == "completed"
 
 
+def test_a_disk_that_is_nearly_full_is_cleared_and_one_that_is_quite_full_told(small_disk):
+    store, filler = small_disk / "runs.db", small_disk / "filler"
+    for i in range(2):
+        wf = fp.Workflow("large")
+        wf.add(np.full, 40_000, i)
+        wf.map(lambda i: f"{i:04d}" * 4000, range(40 * i, 40 * i + 40))
+        wf.run(backend="inline", store=store)
+    before = store.stat().st_size
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(fp.StoreError, match="its disk is full"):
+        collect(store, keep=1)
+    os.truncate(filler, filler.stat().st_size - (850 << 10))  # less than a copy takes
+    assert collect(store, keep=1).n_files == 1
+    with fp.Store.open(store) as opened:
+        assert opened.run().value("full")[0] == 1
+    filler.unlink()
+    collect(store, keep=1)
+    assert store.stat().st_size < 0.7 * before
+
+
 # Columns
 
 
@@ -354,3 +439,18 @@ def test_reading_finds_what_was_written_on_a_file_system_that_cannot_be_written(
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
     with pytest.raises(fp.StoreError, match=r"cannot be written \(Read-only file system\)"):
         run(small_disk / "runs.db")
+
+
+def test_a_store_with_a_log_that_cannot_be_read_where_it_lies_is_told(small_disk):
+    """As of a killed run, copied without what SQLite shares in memory: not even the runs before the last are shown."""
+    store = small_disk / "runs.db"
+    run(store)
+    with closing(open_to_write(store)) as connection:
+        connection.execute("UPDATE runs SET status = 'failed'")
+        saved = {path: path.read_bytes() for path in (store, Path(f"{store}-wal"))}
+    for path, data in saved.items():
+        path.write_bytes(data)
+        path.chmod(0o600)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(fp.StoreError, match="cannot be written or opened here"):
+        open_to_read(store)

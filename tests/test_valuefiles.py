@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -45,6 +47,27 @@ def test_a_torn_file_of_the_right_name_is_written_again(files):
     files.path(name).write_bytes(b"o")
     assert files.write(parts(b"one")) == name
     assert bytes(files.read(name, [3])[0]) == b"one"
+
+
+def test_an_altered_file_of_the_right_size_is_written_again(files):
+    name = files.write(parts(b"one"))
+    files.path(name).write_bytes(b"onE")
+    assert files.write(parts(b"one")) == name
+    assert bytes(files.read(name, [3])[0]) == b"one"
+
+
+def test_what_a_killed_writer_left_is_in_nobodys_way(files):
+    """Not even in that of a process with the same number, as that of a container that is started again."""
+    code = (
+        "import os, sys; from pathlib import Path; from forgepar.valuefiles import ValueFiles; "
+        "os.getpid = lambda: 7; os.fsync = lambda _: os._exit(0); "
+        "ValueFiles(Path(sys.argv[1])).write([memoryview(b'one')])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(files.folder)], check=True)
+    assert len(list(files.folder.glob("??/.writing-*"))) == 1
+    code = code.replace("os.fsync = lambda _: os._exit(0); ", "")
+    subprocess.run([sys.executable, "-c", code, str(files.folder)], check=True)
+    assert len(files.sizes()) == 1
 
 
 @pytest.mark.parametrize(("content", "fault"), [(b"on", "2 bytes in place of 3"), (b"onE", "altered")])
@@ -109,6 +132,16 @@ def test_the_writer_tells_what_went_wrong_and_goes_on(files, monkeypatch):
     writer.close()
     first, second = writer.done()
     assert (first.key, first.error.errno, second.key, second.error) == (1, 28, 2, None)
+
+
+def test_the_writer_survives_whatever_goes_wrong(files, monkeypatch):
+    monkeypatch.setattr("forgepar.valuefiles._MOST_WAITING", 10)
+    monkeypatch.setattr(files, "write", lambda _: [].pop())
+    writer = FileWriter(files)
+    for key in range(3):
+        writer.put(key, parts(b"x" * 8))
+    writer.close()
+    assert [type(written.error) for written in writer.done()] == [IndexError] * 3
 
 
 def test_no_more_waits_than_may(files, monkeypatch):

@@ -85,16 +85,23 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print what a command has to tell, for programs."""
-    print(json.dumps(_finite(document), indent=1, default=repr))
+    """Print what a command has to tell, for programs.
+
+    Raises:
+        ValueError: JSON cannot hold it.
+    """
+    try:
+        print(json.dumps(_finite(document), indent=1, default=repr))
+    except RecursionError:
+        raise ValueError("what is to be printed holds itself, or too much within each other, for JSON.") from None
 
 
 def _finite(value: Any) -> Any:
-    """Put null in place of what JSON has no number for."""
+    """Put null in place of what JSON has no number for, and text in place of keys that it does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name if isinstance(name, str) else repr(name): _finite(part) for name, part in value.items()}
     return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 

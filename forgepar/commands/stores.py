@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from forgepar.audit import line_of
 from forgepar.collecting import collect
 from forgepar.commands.base import DONE, Commands, add_command, add_json, print_json
 from forgepar.machine import as_bytes, as_text
+from forgepar.pickling import dumps_by_value
 from forgepar.report.trace import trace_pieces
 from forgepar.report.wfformat import wfformat_pieces
 from forgepar.report.writing import write_pieces
@@ -130,7 +131,8 @@ def values(arguments: argparse.Namespace) -> int:
             return _list_values(run, as_json=arguments.json)
         value = run.value(arguments.name)
     if arguments.output is not None:
-        arguments.output.write_bytes(pickle.dumps(value, protocol=5))
+        with _writing(arguments.output):
+            arguments.output.write_bytes(dumps_by_value(value))
     elif arguments.json:
         print_json(value)
     else:
@@ -145,7 +147,8 @@ def export(arguments: argparse.Namespace) -> int:
         if arguments.output is None:
             sys.stdout.writelines(pieces)
         else:
-            write_pieces(arguments.output, pieces)
+            with _writing(arguments.output):
+                write_pieces(arguments.output, pieces)
     return DONE
 
 
@@ -248,11 +251,20 @@ def _as_json(facts: RunFacts, table: RunTable) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}. Give another -o.") from error
+
+
 def _in_columns(head: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int] = ()) -> list[str]:
     """Lay rows out below their heads, numbers to the right and the columns ``left`` to the left; [] where none are."""
     if not rows:
         return []
-    texts = [list(head), *([str(cell) for cell in row] for row in rows)]
+    texts = [list(head), *([_shown(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return [
         "  ".join(
@@ -261,6 +273,11 @@ def _in_columns(head: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequen
         ).rstrip()
         for row in texts
     ]
+
+
+def _shown(text: str) -> str:
+    """Return a text as it fits a line: names may hold whatever a terminal would obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _seconds(value: float) -> str:
@@ -272,10 +289,9 @@ def _date(at: float) -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count. Give 0 or more.")
+    return int(text)
 
 
 def _size(text: str) -> int:
