@@ -27,6 +27,7 @@ __all__ = [
     "Finding",
     "ForeignHandle",
     "ForgeparError",
+    "FuturesBackend",
     "Included",
     "InsufficientMemory",
     "LayerRow",
@@ -102,6 +103,7 @@ _HOME = {
     "checks": ("Finding",),
     "combinators": ("Included", "ParallelTasks", "map_reduce", "parallel", "sequence"),
     "console": ("OutputLine",),
+    "backends.futures": ("FuturesBackend",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
     "snapshot": ("RunSnapshot", "RunningTask"),
     "subflow": ("Subflow",),
@@ -117,6 +119,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from forgepar.audit import AuditLog
+    from forgepar.backends.futures import FuturesBackend
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding

@@ -57,13 +57,15 @@ class Memory:
         plan: the workflow.
         backend: tells what each slot is at.
         guard: looks whether memory is scarce.
+        watches: whether to look at what tasks have; not where nothing can be done about it.
 
     Raises:
         InsufficientMemory: a task declares more than that, so could never run.
     """
 
-    def __init__(self, plan: Plan, backend: Backend, guard: Guard) -> None:
+    def __init__(self, plan: Plan, backend: Backend, guard: Guard, *, watches: bool = True) -> None:
         self.guard = guard
+        self._watches = watches
         self._backend = backend
         self._available = 0
         self._look_at = self._tree_at = -math.inf
@@ -116,7 +118,7 @@ class Memory:
 
     def next_look(self, flights: Sequence[Sequence[Held]]) -> float:
         """Return when to look at what tasks have; infinite while none with a limit runs."""
-        runs = self.is_declared and any(has and self._declared[has[0].template] for has in flights)
+        runs = self._watches and self.is_declared and any(has and self._declared[has[0].template] for has in flights)
         return self._look_at + _LOOK_SECONDS if runs else math.inf
 
     def exceeding(

@@ -97,6 +97,7 @@ class ProcessBackend:
     """
 
     name = "process"
+    ends_workers = True
 
     arena: Arena
 

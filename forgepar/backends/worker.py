@@ -59,6 +59,12 @@ def inside_worker() -> bool:
     return _inside
 
 
+def settle_inside() -> None:
+    """Note that this process, which others started, runs tasks as a worker does."""
+    global _inside  # one word for the whole process is what it says
+    _inside = True
+
+
 def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...]) -> None:
     """Run batches from the parent until it closes the connection.
 
@@ -149,11 +155,8 @@ class Worker:
     capture: Capture | None = None
 
     def __init__(self, slot: int, arena: Arena, board: Board, *, interruptible: bool = False) -> None:
-        self._slot = slot
         self._arena = arena
-        self._words = board.integers(slot)
-        self._times = board.floats(slot)
-        self._run_words = board.run
+        self.sit(slot, board)
         self._interruptible = interruptible
         self._cpu, _ = _usage()
         self._sampled_at = time.perf_counter()
@@ -164,6 +167,23 @@ class Worker:
         self._context: TaskContext | None = None
         self._context_at = 0
         self._forget()
+
+    def sit(self, slot: int, board: Board) -> None:
+        """Fill a slot, from the next batch on; whoever runs batches of several slots changes between them."""
+        self._slot = slot
+        self._words = board.integers(slot)
+        self._times = board.floats(slot)
+        self._run_words = board.run
+
+    def let_go(self) -> None:
+        """Keep no values for later batches: those may go elsewhere."""
+        self._kept.clear()
+
+    def knows(self, run: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the numbers of the callables and of the templates that this has of a run."""
+        if run != self._run:
+            return frozenset(), frozenset()
+        return frozenset(self._callables), frozenset(self._calls)
 
     def context(self) -> TaskContext | None:
         """Return the context of the task that runs, made when first asked for."""
@@ -500,8 +520,7 @@ def _cut_own_frames(error: BaseException) -> None:
 
 def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     """Make this process a worker."""
-    global _inside  # one word for the whole process is what it says
-    _inside = True
+    settle_inside()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
     if hasattr(os, "SCHED_BATCH"):
