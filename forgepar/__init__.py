@@ -26,6 +26,7 @@ __all__ = [
     "FailedAttempt",
     "Finding",
     "ForeignHandle",
+    "ForgeExecutor",
     "ForgeparError",
     "FuturesBackend",
     "Included",
@@ -111,6 +112,7 @@ _HOME = {
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
+    "pool": ("ForgeExecutor",),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
     "toolbox": ("Tool", "ToolRegistry"),
@@ -162,6 +164,7 @@ if TYPE_CHECKING:
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
+    from forgepar.pool import ForgeExecutor
     from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport
     from forgepar.runtable import FailedAttempt, LayerRow, RunTable

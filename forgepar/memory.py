@@ -81,8 +81,8 @@ class Memory:
             InsufficientMemory: one of them declares more than can be had.
         """
         declared = plan.memories
-        if any(declared) and not self._available:
-            self._available = available_memory()  # what all that run at once may declare together
+        if any(declared):
+            self._available = self.most
         available = self._available
         for template, need in enumerate(declared):
             if need > available:
@@ -97,6 +97,11 @@ class Memory:
         self._plan = plan
         self._declared = declared
         self.is_declared = any(declared)
+
+    @property
+    def most(self) -> int:
+        """What all that run at once may declare together, bytes: what is available when it is first asked for."""
+        return self._available or available_memory()
 
     # Admission
 

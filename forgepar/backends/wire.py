@@ -111,6 +111,7 @@ class Failure(NamedTuple):
         type_name: its class's qualified name.
         text: what it says.
         traceback: as Python prints it, the worker's own frames left out.
+        is_unread: whether it was an argument that could not be unpickled, so that the task was never called.
     """
 
     position: int
@@ -118,6 +119,7 @@ class Failure(NamedTuple):
     type_name: str
     text: str
     traceback: str
+    is_unread: bool = False
 
 
 class Reply(NamedTuple):

@@ -163,6 +163,7 @@ class Worker:
         self._run = -1
         self._batch: Batch | None = None
         self._subflows: list[tuple[int, Wire]] = []
+        self._unread: BaseException | None = None
         self._facts = RunFacts("", "", 0, float("inf"))
         self._context: TaskContext | None = None
         self._context_at = 0
@@ -342,9 +343,13 @@ class Worker:
         nested = max(kinds, default=0) >= NESTED
 
         def decoded(*row: Any) -> Any:
-            arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
+            try:
+                arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
+                inner = [decode(wire, arena) for wire in row[-1]] if nested else []
+            except BaseException as error:
+                self._unread = error
+                raise
             if nested:
-                inner = [decode(wire, arena) for wire in row[-1]]
                 arguments = [
                     fill(part, inner) if kind >= NESTED else part for kind, part in zip(kinds, arguments, strict=True)
                 ]
@@ -377,6 +382,7 @@ class Worker:
             raise UnpicklableResult(message) from error
 
     def _failure(self, position: int, error: BaseException) -> Failure:
+        is_unread, self._unread = error is self._unread, None
         if isinstance(error, KeyboardInterrupt) and self._interruptible:
             raise error
         if not isinstance(error, Exception):
@@ -386,7 +392,8 @@ class Worker:
             error.add_note(_READ_ONLY)
         text = "".join(traceback.format_exception(error))
         kind = type(error)
-        return Failure(position, _pickled(error), f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return Failure(position, _pickled(error), name, _text_of(error), text, is_unread)
 
     def _reply(
         self,
@@ -533,6 +540,13 @@ def _settle(threads: int, inherited: tuple[int, ...]) -> None:
     for descriptor in inherited:
         os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
     os.close(nowhere)
+
+
+def begin(prepare: Callable[[], object] | None) -> None:
+    """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first."""
+    watch_parent()
+    if prepare is not None:
+        prepare()
 
 
 def watch_parent() -> None:
