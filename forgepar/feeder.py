@@ -31,7 +31,7 @@ from forgepar.console import Console
 from forgepar.faults import raised, worker_died
 from forgepar.jobs import Job
 from forgepar.plan import Plan
-from forgepar.poolerrors import PoolBroken, in_pool
+from forgepar.poolerrors import PoolBroken, PoolWorkerDied, in_pool
 from forgepar.roll import Roll
 from forgepar.supply import JobFlight, Supply
 from forgepar.values.arena import Arena
@@ -61,6 +61,7 @@ class Feeder:
         self._lock = threading.RLock()  # an executor may be collected, and so closed, wherever this is held
         self._inbox: deque[Job] = deque()
         self._called_off: deque[Job] = deque()
+        self._condemned: deque[Job] = deque()
         self._freed: deque[tuple[Segment, bool]] = deque()
         self._is_asleep = self._is_closing = self._is_over = False
         self._cancels = self._kills = False
@@ -111,6 +112,11 @@ class Feeder:
     def cancelled(self, job: Job) -> None:
         """Note that the future of a job was cancelled."""
         self._called_off.append(job)
+        self._nudge()
+
+    def condemned(self, job: Job) -> None:
+        """Note that a job is to be ended."""
+        self._condemned.append(job)
         self._nudge()
 
     def release(self, segment: Segment, *, keep: bool) -> None:
@@ -189,7 +195,7 @@ class Feeder:
         """Sleep until there is something to do. Who puts something in a box looks whether this sleeps after that."""
         patience = self._patience()
         self._is_asleep = True
-        if self._inbox or self._called_off or self._freed or self._cancels or self._is_done:
+        if self._inbox or self._called_off or self._condemned or self._freed or self._cancels or self._is_done:
             patience = 0.0
         try:
             return self.backend.wait(patience)
@@ -222,10 +228,25 @@ class Feeder:
             for slot, has in enumerate(self._flights):
                 if has:
                     self.backend.kill(slot)
+        if self._condemned:
+            self._condemn()
         while self._freed:
             segment, keep = self._freed.popleft()
             self._arena.free(segment, keep=keep)
             self._supply.freed(segment)
+
+    def _condemn(self) -> None:
+        """End jobs, with their workers where these are at them."""
+        while self._condemned:
+            self._condemned.popleft().is_condemned = True
+        for slot in range(len(self._flights)):
+            job = self._job_at(slot, self.backend.position(slot))
+            if job is not None and job.is_condemned and slot not in self._watch.sentences:
+                error = PoolWorkerDied(
+                    f"job {self._roll.name(job.number)!r} was ended with its worker, as was asked for"
+                )
+                self._watch.sentences[slot] = Sentence(job.number, error, math.inf)
+                self.backend.kill(slot)
 
     # Outcomes
 
@@ -308,7 +329,8 @@ class Feeder:
 
     def _blame(self, job: Job, lost: Lost, sentence: Sentence | None) -> None:
         if sentence is not None and sentence.task == job.number:
-            self._roll.fail(job, sentence.error)
+            give_up = self._roll.give_up if job.is_condemned else self._roll.fail
+            give_up(job, sentence.error)
         elif sentence is not None:  # begun just after the one meant had ended
             self._roll.put_back([job])
         else:

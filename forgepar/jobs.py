@@ -30,6 +30,9 @@ class Owner(Protocol):
     def cancelled(self, job: Job) -> None:
         """Note that the future of a job was cancelled; from any thread."""
 
+    def condemned(self, job: Job) -> None:
+        """Note that a job is to be ended; from any thread."""
+
     def release(self, segment: Segment, *, keep: bool) -> None:
         """Free a segment, soon; from any thread, and amid anything."""
 
@@ -67,12 +70,16 @@ class JobFuture(Future[Any]):
     """The future of a job. Its value is unpickled when it is first asked for, in the thread that asks.
 
     As an argument of another job of the same executor it stands for its value.
+
+    Attributes:
+        copies: whether large arrays in the value are copies, which can be written, instead of views of shared memory.
     """
 
     def __init__(self, owner: Owner, number: int) -> None:
         super().__init__()
         self.owner = owner
         self.number = number
+        self.copies = False
         self.job: Job | None = None
         self.takers: list[Job] = []  # jobs that wait for the value
         self.wire: Wire = None  # how it travels
@@ -89,6 +96,12 @@ class JobFuture(Future[Any]):
         if job is not None:
             self.owner.cancelled(job)
         return True
+
+    def kill(self) -> None:
+        """Cancel the job, or, where a worker is at it, end it with its worker; the future tells how it came out."""
+        job = self.job
+        if job is not None and not self.cancel():
+            self.owner.condemned(job)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the value; see `concurrent.futures.Future.result`."""
@@ -134,7 +147,8 @@ class JobFuture(Future[Any]):
             if self._parts:
                 parts, self._parts = self._parts, ()
                 try:
-                    self._value = pickle.loads(parts[0], buffers=parts[1:])
+                    buffers = map(bytearray, parts[1:]) if self.copies else parts[1:]
+                    self._value = pickle.loads(parts[0], buffers=buffers)
                 except BaseException as error:  # SystemExit, too: it is data that raises it
                     self._unreadable = PoolUnreadable(
                         f"the job's result cannot be unpickled here ({type(error).__name__}: {error}). "
@@ -197,6 +211,7 @@ class Job:
         attempt: which attempt this is, from 1.
         is_out: whether it was handed to a worker, ever.
         is_over: whether nothing is to be done about it any more.
+        is_condemned: whether it is to be ended.
     """
 
     __slots__ = (
@@ -204,6 +219,7 @@ class Job:
         "constants",
         "future",
         "held",
+        "is_condemned",
         "is_out",
         "is_over",
         "n_waits",
@@ -230,7 +246,7 @@ class Job:
         self.ordinal = -1
         self.n_waits = 0
         self.attempt = 1
-        self.is_out = self.is_over = False
+        self.is_out = self.is_over = self.is_condemned = False
 
 
 class Ready:

@@ -34,17 +34,19 @@ def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None
 class Prepared:
     """A call to make in another process, pickled by value even where plain pickle does it.
 
+    What is called is unpickled when it is called, so that something may be done there before its module is imported.
+
     Args:
         fn: what to call.
         args: with what.
     """
 
     def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self._fn = fn
-        self._args = args
+        self._call = (fn, args)
 
     def __call__(self) -> object:
-        return self._fn(*self._args)
+        fn, args = self._call
+        return fn(*args)
 
     def __reduce__(self) -> Any:
         from multiprocessing.reduction import ForkingPickler  # it knows how what belongs to processes is handed over
@@ -52,8 +54,13 @@ class Prepared:
         with io.BytesIO() as file:
             by_value = _pickler()
             table = ChainMap(by_value.dispatch_table, ForkingPickler(io.BytesIO()).dispatch_table)
-            type("_HandingOver", (by_value,), {"dispatch_table": table})(file, protocol=5).dump((self._fn, self._args))
-            return _unprepared, (file.getvalue(),)
+            type("_HandingOver", (by_value,), {"dispatch_table": table})(file, protocol=5).dump(self._call)
+            return Prepared, (_call_pickled, (file.getvalue(),))
+
+
+def _call_pickled(data: bytes) -> object:
+    fn, args = pickle.loads(data)
+    return fn(*args)
 
 
 class EachOf:
@@ -64,10 +71,6 @@ class EachOf:
 
     def __call__(self, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [self._fn(*row) for row in rows]
-
-
-def _unprepared(data: bytes) -> Prepared:
-    return Prepared(*pickle.loads(data))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -18,7 +18,9 @@ from forgepar.jobs import Called, JobFuture
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.pickling import EachOf, Prepared
 from forgepar.recipes import Recipes
+from forgepar.sharing import Sharing
 from forgepar.tasks import Task, is_prepared, unfold
+from forgepar.values.segment import Part
 
 
 class ForgeExecutor(Executor):
@@ -73,7 +75,7 @@ class ForgeExecutor(Executor):
             start_method = mp_context.get_start_method()
         prepare = Prepared(initializer, initargs) if initializer is not None else None
         budget = None if memory_budget is None else as_bytes(memory_budget)
-        backend = ProcessBackend(_n_workers(workers, max_workers), start_method, budget, prepare)
+        backend = ProcessBackend(_n_workers(workers, max_workers), start_method, budget, prepare, gives_way=False)
         # Nothing that the thread holds refers to this, so that it may be collected, and the thread ends then.
         self._feeder = Feeder(backend, max_tasks_per_child)
         self._start_lock = threading.Lock()
@@ -102,13 +104,22 @@ class ForgeExecutor(Executor):
             BrokenProcessPool: it can run nothing more.
             WorkflowError: an option that is for workflows.
         """
+        return self._submit(fn, args, kwargs)
+
+    def _submit(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        where: Callable[[memoryview], Part | None] | None = None,
+    ) -> JobFuture:
         recipes = self._started()
         future = JobFuture(self._feeder, self._feeder.new_number())
         try:
             if is_prepared(fn.fn if isinstance(fn, Task) else fn):
                 fn, kwargs = unfold(fn, len(args), kwargs)
             called = fn.called(recipes) if isinstance(fn, _Once) else recipes.called(fn)
-            job = future.job = recipes.job(future, called, args, kwargs)
+            job = future.job = recipes.job(future, called, args, kwargs, where)
         except WorkflowError:
             raise
         except Exception as error:
@@ -131,6 +142,20 @@ class ForgeExecutor(Executor):
         future = JobFuture(self._feeder, self._feeder.new_number())
         future.fulfil_with(value, recipes.encode(value))
         return future
+
+    def sharing(self) -> Sharing:
+        """Return what submits jobs that take the same large arrays, so that these are written once.
+
+        Example:
+            >>> import numpy
+            >>> table = numpy.arange(1_000_000)
+            >>> with ForgeExecutor(workers=2) as executor, executor.sharing() as sharing:
+            ...     rows = [sharing.submit(lambda table, i: int(table[i]), table, i) for i in range(5)]
+            ...     [row.result() for row in rows]
+            [0, 1, 2, 3, 4]
+        """
+        recipes = self._started()
+        return Sharing(recipes.arena, recipes, self._submit)
 
     def map(
         self,

@@ -38,7 +38,7 @@ class Recipes:
 
     def __init__(self, owner: Owner, arena: Arena) -> None:
         self._owner = owner
-        self._arena = arena
+        self.arena = arena
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
@@ -88,7 +88,7 @@ class Recipes:
 
     def encode(self, value: Any, where: Callable[[memoryview], Part | None] | None = None) -> Wire:
         """Turn an argument into what travels."""
-        return encode(value, self._arena, where)
+        return encode(value, self.arena, where)
 
     def store(self, wire: Segment, *, is_shared: bool) -> Stored:
         """Hold the segment of an argument; only its own where others have parts in it, too."""

@@ -20,7 +20,7 @@ from forgepar.jobs import Job, Ready, Recipe, outcome_of
 from forgepar.machine import as_text
 from forgepar.memory import Guard, Memory
 from forgepar.plan import Plan
-from forgepar.poolerrors import PoolBroken
+from forgepar.poolerrors import PoolWorkerDied
 from forgepar.runstate import RunPolicy
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
@@ -143,8 +143,8 @@ class Roll:
     def put_back(self, jobs: Sequence[Job]) -> None:
         """Make jobs ready again that a worker did not begin, before those behind them."""
         for job in reversed(jobs):
-            if self.is_killed:
-                self.give_up(job, PoolBroken("the executor was ended before this job was done"))
+            if self.is_killed or job.is_condemned:
+                self.give_up(job, PoolWorkerDied("the job was ended before it was begun"))
             else:
                 self.ready.add(job)
 

@@ -54,9 +54,9 @@ RANKS = {
     12: ["books", "claims", "memory"],
     13: ["dispatch", "roll"],
     14: ["snapshot", "supply", "targets"],
-    15: ["executor", "feeder"],
+    15: ["executor", "feeder", "sharing"],
     16: ["commands.base", "pool"],
-    17: ["commands.running"],
+    17: ["commands.running", "joblib"],
     18: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
     19: ["__main__", "__init__"],
 }

@@ -600,6 +600,36 @@ def test_arguments_of_a_job_that_failed_are_freed(executor):
     wait_until(lambda: segments_of(executor) == [], "segments to go")
 
 
+def test_arrays_that_several_jobs_take_are_written_once(executor):
+    table, other = np.arange(400_000.0), np.ones(400_000)
+    with executor.sharing() as sharing:
+        futures = [sharing.submit(lambda parts, i: float(parts["t"][i]), {"t": table}, i) for i in range(20)]
+        alone = sharing.submit(np.sum, other)
+        assert [future.result() for future in futures] == list(range(20))
+        assert alone.result() == 400_000
+        wait_until(lambda: len(segments_of(executor)) == 1, "only the one that is shared to be left")
+    wait_until(lambda: segments_of(executor) == [], "segments to go")
+
+
+def test_a_job_can_be_ended(executor, tmp_path):
+    running = executor.submit(say_and_wait, tmp_path / "started", tmp_path / "never")
+    wait_until((tmp_path / "started").exists, "the job")
+    running.kill()
+    error = running.exception(timeout=PATIENCE)
+    assert isinstance(error, fp.WorkerDied)
+    assert "as was asked for" in str(error)
+    running.kill()  # too late, and no harm
+    assert executor.submit(double, 3).result() == 6
+    waiting = fp.ForgeExecutor(1)
+    first = waiting.submit(say_and_wait, tmp_path / "begun", tmp_path / "go")
+    second = waiting.submit(double, 1)
+    second.kill()
+    assert second.cancelled()
+    (tmp_path / "go").touch()
+    waiting.shutdown()
+    assert first.result() == "go"
+
+
 # The end of the program
 
 

@@ -91,6 +91,9 @@ class ProcessBackend:
         budget: most bytes of large values in shared memory; None: half of the memory that is available.
         prepare: what each worker calls before it takes work. It pickles while a process is started, so that it may hold
             what can be handed over then only: queues and locks of `multiprocessing`.
+        gives_way: whether a worker that this process wakes lets it have the core for the moment: layers of short tasks
+            are quicker for it. Beside other programs that want all cores, long tasks are slower, by half where there
+            are four such a core.
 
     Example:
         >>> backend = ProcessBackend(2)
@@ -109,8 +112,11 @@ class ProcessBackend:
         start_method: str | None = None,
         budget: int | None = None,
         prepare: Callable[[], object] | None = None,
+        *,
+        gives_way: bool = True,
     ) -> None:
         self.n_slots = n_slots
+        self._gives_way = gives_way
         self._prepare_worker = prepare
         available = multiprocessing.get_all_start_methods()
         self.start_method = start_method or next(m for m in START_METHODS if m in available)
@@ -339,14 +345,15 @@ class ProcessBackend:
             inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
         slot.executor = ProcessPoolExecutor(
-            1, mp_context=self._context, initializer=begin, initargs=(self._prepare_worker,)
+            1, mp_context=self._context, initializer=begin, initargs=(threads, self._prepare_worker)
         )
         with _anonymous_main(), warnings.catch_warnings():
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
             before = threading.enumerate()
-            slot.job = slot.executor.submit(serve, self._address, slot.number, self.arena.place, threads, inherited)
+            place, gives_way = self.arena.place, self._gives_way
+            slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, inherited, gives_way)
         slot.threads = [
             thread
             for thread in threading.enumerate()

@@ -65,7 +65,9 @@ def settle_inside() -> None:
     _inside = True
 
 
-def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...]) -> None:
+def serve(
+    address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...], gives_way: bool = True
+) -> None:
     """Run batches from the parent until it closes the connection.
 
     Args:
@@ -74,8 +76,9 @@ def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[
         place: the arena, whose folder holds the board as well.
         threads: how many threads numerical libraries may use here.
         inherited: descriptors of the parent's other connections, copied by a fork.
+        gives_way: whether whoever wakes this process is to keep its core for the moment.
     """
-    _settle(threads, inherited)
+    _settle(threads, inherited, gives_way=gives_way)
     # Not made here: a worker that comes late must put nothing into a folder that is being removed.
     with (
         open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file,  # noqa: PTH118, PTH123
@@ -525,26 +528,36 @@ def _cut_own_frames(error: BaseException) -> None:
         chain = chain.__cause__ or chain.__context__
 
 
-def _settle(threads: int, inherited: tuple[int, ...]) -> None:
+def _limit_threads(threads: int) -> None:
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(threads))
+
+
+def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> None:
     """Make this process a worker."""
+    _limit_threads(threads)
     settle_inside()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
-    if hasattr(os, "SCHED_BATCH"):
+    if gives_way and hasattr(os, "SCHED_BATCH"):
         # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
         with suppress(OSError):  # some containers forbid it; it is only quicker
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    for variable in _THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(threads))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in inherited:
         os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
     os.close(nowhere)
 
 
-def begin(prepare: Callable[[], object] | None) -> None:
-    """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first."""
+def begin(threads: int, prepare: Callable[[], object] | None) -> None:
+    """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first.
+
+    Args:
+        threads: how many threads numerical libraries may use here; told before any of them is loaded.
+        prepare: what to do.
+    """
     watch_parent()
+    _limit_threads(threads)
     if prepare is not None:
         prepare()
 
