@@ -15,6 +15,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
+import forgepar.fromgraph  # noqa: F401  (it lends `Workflow.from_graph` what it needs)
 from forgepar.backends.base import Backend
 from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend

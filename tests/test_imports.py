@@ -43,7 +43,7 @@ RANKS = {
     ],
     2: ["values.arena", "adapters", "lines", "programs", "tasks", "sinks"],
     3: ["digests", "values.baggage", "values.codec", "values.folders", "workflow"],
-    4: ["jobs", "backends.wire", "values.inplace", "branching", "combinators", "plan", "subflow", "tools"],
+    4: ["fromgraph", "jobs", "backends.wire", "values.inplace", "branching", "combinators", "plan", "subflow", "tools"],
     5: ["recipes", "checks", "fingerprint", "effects", "backends.worker", "backends.base", "shipping", "toolbox"],
     6: ["orders", "priors", "backends.process", "backends.inline", "backends.parcel"],
     7: ["runstate", "backends.futures"],
