@@ -26,7 +26,7 @@ from forgepar.values.codec import Wire, encode, is_segment
 from forgepar.values.segment import Segment
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
-_SHORT_SECONDS = 0.010  # as in dispatch.py
+_SHORT_SECONDS = 0.1  # behind it a second batch waits; what stalls there goes to a slot that idles (claims.py)
 _MOST_CALLABLES = 4096  # that a worker holds before it is told to forget all of them
 
 
