@@ -28,7 +28,9 @@ __all__ = [
     "File",
     "Finding",
     "ForeignHandle",
+    "ForgeExecutor",
     "ForgeparError",
+    "FuturesBackend",
     "Included",
     "InsufficientMemory",
     "LayerRow",
@@ -111,6 +113,7 @@ _HOME = {
     "combinators": ("Included", "ParallelTasks", "map_reduce", "parallel", "sequence"),
     "console": ("OutputLine",),
     "displays": ("RunningTask",),
+    "backends.futures": ("FuturesBackend",),
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
     "snapshot": ("RunSnapshot",),
     "store": ("RunFacts", "Store", "StoredRun", "StoredValue"),
@@ -121,6 +124,7 @@ _HOME = {
     "contexts": ("RunProgress", "TaskContext", "context"),
     "values.inplace": ("empty", "empty_like"),
     "inputs": ("File",),
+    "pool": ("ForgeExecutor",),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
     "toolbox": ("Tool", "ToolRegistry"),
@@ -129,6 +133,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from forgepar.audit import AuditLog
+    from forgepar.backends.futures import FuturesBackend
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding
@@ -174,6 +179,7 @@ if TYPE_CHECKING:
     from forgepar.graph import Adjacency, critical_path, find_cycle, longest_path_layers
     from forgepar.handles import TaskHandle, TaskHandles
     from forgepar.inputs import File
+    from forgepar.pool import ForgeExecutor
     from forgepar.priors import Resume
     from forgepar.result import BytesUsed, RunResult, TaskRecord
     from forgepar.rollback import RollbackReport

@@ -205,10 +205,10 @@ class Books:
         if len(tasks) == 1:
             start, end = _TWO_FLOATS.unpack(reply.marks)
             task = int(tasks[0])
-            self._start_at[task], self._duration_at[task], self._worker_at[task] = start, end - start, reply.slot
+            self._start_at[task], self._duration_at[task], self._worker_at[task] = start, end - start, reply.ran_by
         elif len(tasks):
             rows, times = as_index(tasks), np.frombuffer(reply.marks)
-            ledger.worker[rows] = reply.slot
+            ledger.worker[rows] = reply.ran_by
             ledger.start[rows] = times[:-1]
             ledger.duration[rows] = times[1:] - times[:-1]
         if tuple in set(map(type, reply.values)):
@@ -232,7 +232,7 @@ class Books:
         # One that returned a workflow may yet fail, if that cannot join the run, and complete in another attempt.
         self._journal.completed(good, is_final=not reply.subflows)
         for task in failing:
-            self._journal.tell(self._started(int(task), reply.slot, self._start_at[task]))
+            self._journal.tell(self._started(int(task), reply.ran_by, self._start_at[task]))
 
     def _fall_back(self, at: float, task: int, attempt: int, place: int) -> None:
         """Note that a task failed, that something is done about it, and what it comes to where no worker is asked."""

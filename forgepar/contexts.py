@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -165,6 +166,7 @@ class TaskContext:
 
 
 _ask: Callable[[], TaskContext | None] | None = None
+_here = threading.local()  # where the threads of one process run a task each, each knows its own
 
 
 def use(ask: Callable[[], TaskContext | None] | None) -> Callable[[], TaskContext | None] | None:
@@ -174,9 +176,17 @@ def use(ask: Callable[[], TaskContext | None] | None) -> Callable[[], TaskContex
     return before
 
 
+def use_here(ask: Callable[[], TaskContext | None] | None) -> Callable[[], TaskContext | None] | None:
+    """Say who knows the task that runs in this thread, before whoever knows that of the process; return who did."""
+    before: Callable[[], TaskContext | None] | None = getattr(_here, "ask", None)
+    _here.ask = ask
+    return before
+
+
 def inside() -> TaskContext | None:
-    """Return the context of the task that runs in this process, None where none does."""
-    return _ask() if _ask is not None else None
+    """Return the context of the task that runs in this thread or process, None where none does."""
+    ask = getattr(_here, "ask", None) or _ask
+    return ask() if ask is not None else None
 
 
 def context() -> TaskContext:

@@ -429,7 +429,8 @@ class Dispatcher:
         if self.flights[slot]:
             self.flights[slot][0].since = time.perf_counter()
         if reply.failure is not None:
-            self._fail(int(tasks[-1]), flight.template, raised(reply.failure), slot, reply.failure.traceback)
+            error, trace = raised(reply.failure), reply.failure.traceback
+            self._fail(int(tasks[-1]), flight.template, error, slot, trace, reply.ran_by)
 
     def _complete(self, tasks: Tasks) -> None:
         if self.plan.branchings:
@@ -490,10 +491,13 @@ class Dispatcher:
             for task in tasks:
                 self.books.event(WorkflowTaskRolledBack(time.time(), self.plan.name(int(task)), None))
 
-    def _fail(self, task: int, template: int, error: Exception, slot: int, traceback: str) -> None:
+    def _fail(
+        self, task: int, template: int, error: Exception, slot: int, traceback: str, worker: int | None = None
+    ) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
+        worker = slot if worker is None else worker
         error.add_note(
-            f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {slot} "
+            f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {worker} "
             f"(pid {self.pids[slot]})"
         )
         if traceback:
@@ -503,7 +507,7 @@ class Dispatcher:
             told = f"{type(error).__name__}: {error}"
             self.books.event(WorkflowTaskRolledBack(time.time(), plan.name(task), told))
             return
-        self.books.failure(task, error, slot)
+        self.books.failure(task, error, worker)
         was_halted = self.state.halted
         is_own = template not in plan.stand_ins.base_of
         if not is_own and error.__context__ is None:

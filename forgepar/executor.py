@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
+import forgepar.fromgraph  # noqa: F401  (it lends `Workflow.from_graph` what it needs)
 from forgepar.backends.base import Backend
 from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
@@ -46,6 +47,8 @@ from forgepar.snapshot import RunSnapshot, look, snapshot
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
 from forgepar.workflow import Engine, Workflow
 
+_MAY_RUN_HERE = (InlineBackend.name, "futures")  # backends whose tasks print to this process's own streams
+
 
 class WorkflowExecutor:
     """Owns workers and runs workflows on them, one at a time.
@@ -55,7 +58,8 @@ class WorkflowExecutor:
 
     Args:
         workers: how many worker processes; None: one for each CPU this process may use.
-        backend: "process" or "inline" (in this process, one task after the other, for debugging).
+        backend: "process" or "inline" (in this process, one task after the other, for debugging); or a backend made
+            for the purpose, such as `FuturesBackend`, which has its own workers: then none of the other arguments.
         start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
         memory_budget: most bytes of large values to hold in shared memory at once, or text such as "2GiB"; what does
             not fit goes to the temporary folder. None: half of the memory that is available.
@@ -78,7 +82,7 @@ class WorkflowExecutor:
         self,
         workers: int | None = None,
         *,
-        backend: Literal["process", "inline"] = "process",
+        backend: Literal["process", "inline"] | Backend = "process",
         start_method: str | None = None,
         memory_budget: int | str | None = None,
         max_tasks_per_worker: int | None = None,
@@ -86,11 +90,20 @@ class WorkflowExecutor:
     ) -> None:
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
-        if backend not in ("process", "inline"):
-            raise ValueError(f"backend={backend!r} is not known. Give 'process' or 'inline'.")
         budget = None if memory_budget is None else as_bytes(memory_budget)
         self._backend: Backend
-        if backend == "inline" or inside_worker():
+        if not isinstance(backend, str):
+            self._backend = _checked_backend(
+                backend,
+                workers=workers,
+                start_method=start_method,
+                memory_budget=memory_budget,
+                max_tasks_per_worker=max_tasks_per_worker,
+                max_worker_memory=max_worker_memory,
+            )
+        elif backend not in ("process", "inline"):
+            raise ValueError(f"backend={backend!r} is not known. Give 'process', 'inline', or a backend.")
+        elif backend == "inline" or inside_worker():
             self._backend = InlineBackend(budget)
         else:
             self._backend = ProcessBackend(workers or available_cpus(), start_method, budget)
@@ -229,7 +242,7 @@ class WorkflowExecutor:
         progress: bool | Display | None,
     ) -> RunResult:
         backend = self._backend
-        memory = Memory(plan, backend, self._guard)
+        memory = Memory(plan, backend, self._guard, watches=backend.ends_workers)
         backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
         display = _display(progress)  # what it loads, it loads while workers start
         facts = RunFacts(
@@ -255,7 +268,7 @@ class WorkflowExecutor:
             display,
         )
         forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
-        streams = console.replacing_streams() if backend.name == InlineBackend.name else nullcontext()
+        streams = console.replacing_streams() if backend.name in _MAY_RUN_HERE else nullcontext()
         try:
             with _exit_on_termination(), _showing(display, dispatcher), streams:
                 self._dispatcher = dispatcher
@@ -326,6 +339,20 @@ def _output_tasks(workflow: Workflow, outputs: Any) -> Literal["leaves", "all"] 
     if isinstance(outputs, str) and outputs in ("leaves", "all"):
         return "leaves" if outputs == "leaves" else "all"
     return tuple(_named_tasks(workflow, outputs))
+
+
+def _checked_backend(backend: Any, **others: Any) -> Backend:
+    if not all(hasattr(backend, name) for name in ("open", "send", "wait", "close", "n_slots")):
+        raise ValueError(
+            f"backend={backend!r} is no backend. Give 'process', 'inline', or one such as FuturesBackend(executor)."
+        )
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            f"{given[0]}= is for workers that forgepar starts, and {backend.name!r} has its own. "
+            f"Leave it out, or say it to what was given as backend="
+        )
+    found: Backend = backend
+    return found
 
 
 def _n_useful(plan: Plan, policy: RunPolicy) -> int:

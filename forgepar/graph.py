@@ -147,6 +147,39 @@ class Adjacency:
         dense[self.sources(), self.indices] = True
         return dense
 
+    def to_scipy(self) -> Any:
+        """Return the matrix as a ``scipy.sparse.csr_array`` of bool, a row a source; it shares this one's indices.
+
+        Raises:
+            ImportError: scipy is not installed.
+
+        Example:
+            >>> graph = Adjacency.from_edges(2, [0], [1])
+            >>> Adjacency.from_scipy(graph.to_scipy()).edges()
+            (array([0], dtype=int32), array([1], dtype=int32))
+        """
+        try:
+            from scipy.sparse import csr_array
+        except ImportError as missing:
+            raise ImportError("Adjacency.to_scipy needs scipy: pip install 'forgepar[scipy]'") from missing
+        ones = np.ones(self.n_edges, np.bool_)
+        return csr_array((ones, self.indices, self.indptr), shape=(self.n_nodes, self.n_nodes))
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Adjacency:
+        """Build the rows from a square sparse matrix of scipy's: an edge for each entry that is not zero.
+
+        Raises:
+            ValueError: it is no sparse matrix, or not square.
+        """
+        if not hasattr(matrix, "tocoo"):
+            raise ValueError(f"{type(matrix).__name__} is no sparse matrix. Give one of scipy.sparse.")
+        if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"a graph's matrix is square, got {matrix.shape}. Give a row and a column for each node.")
+        entries = matrix.tocoo()
+        is_edge = entries.data != 0
+        return cls.from_edges(matrix.shape[0], entries.row[is_edge], entries.col[is_edge])
+
     def descendants(self, nodes: ArrayLike) -> NDArray[np.bool_]:
         """Mark every node that can be reached from ``nodes`` by at least one edge. Breadth first, cost O(n + m).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 _GROUPS = "/sys/fs/cgroup"
@@ -39,6 +39,11 @@ def n_memory_kills() -> int:
     with suppress(OSError, ValueError, StopIteration), open("/proc/vmstat") as file:  # noqa: PTH123
         return int(next(line for line in file if line.startswith("oom_kill ")).split()[1])
     return 0
+
+
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set environment variables of this process."""
+    os.environ.update(variables)
 
 
 def as_bytes(size: int | str) -> int:

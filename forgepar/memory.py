@@ -57,13 +57,15 @@ class Memory:
         plan: the workflow.
         backend: tells what each slot is at.
         guard: looks whether memory is scarce.
+        watches: whether to look at what tasks have; not where nothing can be done about it.
 
     Raises:
         InsufficientMemory: a task declares more than that, so could never run.
     """
 
-    def __init__(self, plan: Plan, backend: Backend, guard: Guard) -> None:
+    def __init__(self, plan: Plan, backend: Backend, guard: Guard, *, watches: bool = True) -> None:
         self.guard = guard
+        self._watches = watches
         self._backend = backend
         self._available = 0
         self._look_at = self._tree_at = -math.inf
@@ -79,8 +81,8 @@ class Memory:
             InsufficientMemory: one of them declares more than can be had.
         """
         declared = plan.memories
-        if any(declared) and not self._available:
-            self._available = available_memory()  # what all that run at once may declare together
+        if any(declared):
+            self._available = self.most
         available = self._available
         for template, need in enumerate(declared):
             if need > available:
@@ -95,6 +97,11 @@ class Memory:
         self._plan = plan
         self._declared = declared
         self.is_declared = any(declared)
+
+    @property
+    def most(self) -> int:
+        """What all that run at once may declare together, bytes: what is available when it is first asked for."""
+        return self._available or available_memory()
 
     # Admission
 
@@ -116,7 +123,7 @@ class Memory:
 
     def next_look(self, flights: Sequence[Sequence[Held]]) -> float:
         """Return when to look at what tasks have; infinite while none with a limit runs."""
-        runs = self.is_declared and any(has and self._declared[has[0].template] for has in flights)
+        runs = self._watches and self.is_declared and any(has and self._declared[has[0].template] for has in flights)
         return self._look_at + _LOOK_SECONDS if runs else math.inf
 
     def exceeding(

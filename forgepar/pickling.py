@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import types
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterable
 from pickle import PickleBuffer
 from typing import Any
 
@@ -29,8 +31,50 @@ def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None
         return file.getvalue()
 
 
+class Prepared:
+    """A call to make in another process, pickled by value even where plain pickle does it.
+
+    What is called is unpickled when it is called, so that something may be done there before its module is imported.
+
+    Args:
+        fn: what to call.
+        args: with what.
+    """
+
+    def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._call = (fn, args)
+
+    def __call__(self) -> object:
+        fn, args = self._call
+        return fn(*args)
+
+    def __reduce__(self) -> Any:
+        from multiprocessing.reduction import ForkingPickler  # it knows how what belongs to processes is handed over
+
+        with io.BytesIO() as file:
+            by_value = _pickler()
+            table = ChainMap(by_value.dispatch_table, ForkingPickler(io.BytesIO()).dispatch_table)
+            type("_HandingOver", (by_value,), {"dispatch_table": table})(file, protocol=5).dump(self._call)
+            return Prepared, (_call_pickled, (file.getvalue(),))
+
+
+def _call_pickled(data: bytes) -> object:
+    fn, args = pickle.loads(data)
+    return fn(*args)
+
+
+class EachOf:
+    """A function of several rows of arguments that calls another for each."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+
+    def __call__(self, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+        return [self._fn(*row) for row in rows]
+
+
 @functools.cache
-def _pickler() -> Callable[..., Any]:
+def _pickler() -> Any:
     import cloudpickle  # a worker that returns plain values need not load it
 
     take_apart = cloudpickle.Pickler.dispatch_table[types.CodeType]
@@ -40,8 +84,7 @@ def _pickler() -> Callable[..., Any]:
         return _as_code, (code.co_filename, *arguments)
 
     table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: reduce_code})
-    made: Callable[..., Any] = type("_Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
-    return made
+    return type("_Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
 
 
 def _as_code(filename: str, *arguments: Any) -> types.CodeType:

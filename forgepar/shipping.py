@@ -106,7 +106,7 @@ class Shipment:
         self._caught: dict[int, Wire] = {}
         self._segments: list[Wire] = []
         self._shipped: dict[int, Wire] = {}
-        self._held = [_Held() for _ in range(n_slots)]
+        self._held = [Held() for _ in range(n_slots)]
 
     def _read(self, plan: Plan) -> None:
         self._plan = plan
@@ -130,7 +130,7 @@ class Shipment:
 
     def forget(self, slot: int) -> None:
         """Note that a slot has a new worker, which holds nothing."""
-        self._held[slot] = _Held()
+        self._held[slot] = Held()
 
     def close(self) -> None:
         """Free the segments of constants; workers hear of that with the last `drops`."""
@@ -233,7 +233,7 @@ class Shipment:
             return ordinal, layers
         return plan.ordinals[at].tobytes(), layers
 
-    def _news(self, held: _Held, template: int) -> tuple[Sequence[tuple[int, bytes]], Sequence[Template]]:
+    def _news(self, held: Held, template: int) -> tuple[Sequence[tuple[int, bytes]], Sequence[Template]]:
         """Return the callable and the template, where the worker does not have them."""
         if template in held.templates:
             return (), ()
@@ -267,7 +267,7 @@ class Shipment:
             self._shipped[id(value)] = wire  # the plan holds the object, so no other gets its id
         return wire
 
-    def _constants(self, held: _Held, tasks: Tasks) -> list[Wire]:
+    def _constants(self, held: Held, tasks: Tasks) -> list[Wire]:
         constants, starts = self._plan.constants, self._constant_start_at
         if isinstance(tasks, range):
             found = constants[starts[tasks.start] : starts[tasks.stop]]
@@ -290,7 +290,7 @@ class Shipment:
         found: IntArray = references[(starts[tasks][:, None] + steps).ravel()]
         return found
 
-    def _inputs(self, held: _Held, wanted: IntArray, values: Sequence[Wire]) -> tuple[list[Wire], bytes]:
+    def _inputs(self, held: Held, wanted: IntArray, values: Sequence[Wire]) -> tuple[list[Wire], bytes]:
         """Return the values that some tasks take, each once, and where each reference finds its own."""
         if len(wanted) <= _FEW:
             return held.thin(wanted.tolist(), [values[task] for task in wanted.tolist()]), b""
@@ -304,16 +304,33 @@ class Shipment:
         return held.thin(tasks, [values[task] for task in tasks]), places.tobytes()
 
 
-class _Held:
-    """What one worker holds: callables, templates, and small values up to `KEPT_BYTES`, least recently used last."""
+class Held:
+    """What one worker holds: callables, templates, and small values up to `KEPT_BYTES`, least recently used last.
+
+    Attributes:
+        is_to_unmap: whether there are segments that it is to let go of, and was not told.
+    """
 
     def __init__(self) -> None:
         self.callables: set[int] = set()
         self.templates: set[int] = set()
+        self.is_to_unmap = False
         self._dropped: set[int | str] = set()
         self._mapped: set[str] = set()
         self._blobs: OrderedDict[int, int] = OrderedDict()
         self._n_bytes = 0
+
+    def forget_run(self) -> None:
+        """Note that the worker is to forget all of a run; what it has mapped it lets go of when it is told to."""
+        self.callables.clear()
+        self.templates.clear()
+        self._blobs.clear()
+        self._n_bytes = 0
+        self._dropped = {name for name in self._dropped if isinstance(name, str)}
+
+    def lets_go(self, task: int) -> None:
+        """Note that nobody needs a small value that the worker made."""
+        self._dropped.add(task)
 
     def add(self, task: int, wire: Wire) -> None:
         """Note one more small value, and drop the least recently used ones for it."""
@@ -336,12 +353,14 @@ class _Held:
             gone = self._mapped.intersection(names_of(segment))
             self._mapped -= gone
             self._dropped |= gone
+            self.is_to_unmap |= bool(gone)
 
     def drops(self) -> Sequence[int | str]:
         """Return what the worker may forget once it has taken in the values of the next batch."""
         if not self._dropped:
             return ()
         dropped, self._dropped = tuple(self._dropped), set()
+        self.is_to_unmap = False
         return dropped
 
     def thin(self, tasks: list[int], wires: list[Wire]) -> list[Wire]:

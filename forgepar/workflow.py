@@ -77,6 +77,7 @@ class Engine:
     include: Callable[[Workflow, Workflow, Mapping[str, Any], str | None], Any]
     fan_out: Callable[[Workflow, Any, Sequence[Any], Mapping[str, Any]], TaskHandle]
     draw: Callable[[Workflow, str, dict[str, Any]], str]
+    from_graph: Callable[[Workflow, Any, Any, Sequence[str]], Workflow]
 
 
 class Workflow:
@@ -236,6 +237,39 @@ class Workflow:
         self._counters[base] = start + n_tasks
         self._plan = None
         return TaskHandles(self, range(first, first + n_tasks))
+
+    @classmethod
+    def from_graph(
+        cls, graph: Any, fn: Callable[..., Any] | str = "fn", *, attributes: Sequence[str] = (), name: str = "workflow"
+    ) -> Workflow:
+        """Make a workflow of a directed graph: a task for each node, which gets the values of those that lead to it.
+
+        Args:
+            graph: a ``networkx.DiGraph`` or ``MultiDiGraph``, a ``rustworkx.PyDiGraph``, or an `Adjacency`.
+            fn: called for each node as ``fn(node, *values)``: the node as the graph has it (rustworkx: its payload,
+                `Adjacency`: its number), and one value for each edge into it, in the order in which these were added
+                (`Adjacency`: by number). Or the name of the attribute that holds each node's own function, or task
+                with options, which is called as ``fn(*values)``; with rustworkx the payload may be the function.
+            attributes: names of node attributes to give by keyword, where a node has them.
+            name: what reports call the workflow.
+
+        Returns:
+            A workflow of as many tasks as the graph has nodes, named ``str(node)`` (rustworkx: the payload where that
+            is text, else the index; `Adjacency`: as tasks are named by themselves, function and number).
+
+        Raises:
+            WorkflowError: this is no directed graph, or a node has no function.
+            DuplicateTaskName: two nodes read the same.
+
+        Example:
+            >>> from forgepar import Adjacency
+            >>> def add(node, *values):
+            ...     return node + sum(values)
+            >>> wf = Workflow.from_graph(Adjacency.from_edges(3, [0, 1], [2, 2]), add)
+            >>> wf.run(backend="inline")["add-2"]
+            3
+        """
+        return Engine.from_graph(cls(name), graph, fn, attributes)
 
     def include(
         self, other: Workflow, bindings: Mapping[str, Any] | None = None, *, prefix: str | None = None, **more: Any

@@ -62,9 +62,16 @@ class Backend(Protocol):
     """Slots that run batches. It knows no layers, no names and no other run than that of the batch at hand.
 
     Calls come from one thread. `wait` alone blocks.
+
+    Attributes:
+        name: what it is called.
+        ends_workers: whether `terminate` and `kill` end what runs; where not, nothing is ended for the memory it takes.
+        n_slots: how many batches run at once.
+        arena: where large values are.
     """
 
     name: str
+    ends_workers: bool
     n_slots: int
     arena: Arena
 

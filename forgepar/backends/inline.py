@@ -34,6 +34,7 @@ class InlineBackend:
     """
 
     name = "inline"
+    ends_workers = False
     n_slots = 1
 
     arena: Arena

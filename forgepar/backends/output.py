@@ -19,8 +19,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from forgepar.pickling import dumps_by_value
@@ -202,6 +202,57 @@ class Capture:
         line: str | None = None,  # noqa: ARG002
     ) -> None:
         self._voice.say(WARNING, _dumps((category, str(message), filename, lineno), (UserWarning, str(message), "", 0)))
+
+
+class Notes(Voice):
+    """A voice that is heard once a batch is done.
+
+    Args:
+        task: tells the number of the task that runs.
+
+    Attributes:
+        said: what was told.
+    """
+
+    def __init__(self, task: Callable[[], int]) -> None:
+        self.said = list[Said]()
+        self.task = task
+
+    def say(self, kind: int, payload: bytes, task: int | None = None) -> None:
+        self.said.append(Said(kind, self.task() if task is None else task, payload))
+
+
+@contextmanager
+def overheard(rules: Rules, notes: Notes) -> Iterator[None]:
+    """Write down what is printed, logged and warned of meanwhile, in a process that others use as well.
+
+    What reaches descriptors 1 and 2 by itself goes where it went before.
+
+    Args:
+        rules: how to log and warn meanwhile.
+        notes: where it goes.
+    """
+    root = logging.getLogger()
+    capture, streams, handlers = Capture(notes), (sys.stdout, sys.stderr), root.handlers[:]
+    before = {name: logging.getLogger(name).level for name in rules.levels if name != "-"}
+    disabled = logging.Logger.manager.disable
+    out, err = _Stream(notes, STDOUT), _Stream(notes, STDERR)
+    try:
+        with warnings.catch_warnings():
+            sys.stdout, sys.stderr = out, err
+            root.handlers[:] = [_Handler(notes)]
+            capture.follow(rules)
+            warnings.showwarning = capture._show_warning
+            yield
+    finally:
+        for stream in (out, err):
+            with suppress(ValueError):  # a task closed it
+                stream.end_line()
+        sys.stdout, sys.stderr = streams
+        root.handlers[:] = handlers
+        logging.disable(disabled)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _pickled_record(record: logging.LogRecord) -> bytes:

@@ -23,7 +23,7 @@ import types
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -38,7 +38,7 @@ from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
-from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, own_part, serve, watch_parent
+from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
 from forgepar.errors import WorkerStartFailed
 from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.values.arena import Arena
@@ -89,6 +89,11 @@ class ProcessBackend:
         n_slots: how many workers.
         start_method: "forkserver", "spawn" or "fork"; None takes forkserver where there is one, else spawn.
         budget: most bytes of large values in shared memory; None: half of the memory that is available.
+        prepare: what each worker calls before it takes work. It pickles while a process is started, so that it may hold
+            what can be handed over then only: queues and locks of `multiprocessing`.
+        gives_way: whether a worker that this process wakes lets it have the core for the moment: layers of short tasks
+            are quicker for it. Beside other programs that want all cores, long tasks are slower, by half where there
+            are four such a core.
 
     Example:
         >>> backend = ProcessBackend(2)
@@ -97,11 +102,22 @@ class ProcessBackend:
     """
 
     name = "process"
+    ends_workers = True
 
     arena: Arena
 
-    def __init__(self, n_slots: int, start_method: str | None = None, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        start_method: str | None = None,
+        budget: int | None = None,
+        prepare: Callable[[], object] | None = None,
+        *,
+        gives_way: bool = True,
+    ) -> None:
         self.n_slots = n_slots
+        self._gives_way = gives_way
+        self._prepare_worker = prepare
         available = multiprocessing.get_all_start_methods()
         self.start_method = start_method or next(m for m in START_METHODS if m in available)
         if self.start_method not in available:
@@ -328,13 +344,16 @@ class ProcessBackend:
             numbers += [number for other in self._slots for number in other.pipes]
             inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
-        slot.executor = ProcessPoolExecutor(1, mp_context=self._context, initializer=watch_parent)
+        slot.executor = ProcessPoolExecutor(
+            1, mp_context=self._context, initializer=begin, initargs=(threads, self._prepare_worker)
+        )
         with _anonymous_main(), warnings.catch_warnings():
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
             before = threading.enumerate()
-            slot.job = slot.executor.submit(serve, self._address, slot.number, self.arena.place, threads, inherited)
+            place, gives_way = self.arena.place, self._gives_way
+            slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, inherited, gives_way)
         slot.threads = [
             thread
             for thread in threading.enumerate()

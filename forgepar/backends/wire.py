@@ -111,6 +111,7 @@ class Failure(NamedTuple):
         type_name: its class's qualified name.
         text: what it says.
         traceback: as Python prints it, the worker's own frames left out.
+        is_unread: whether it was an argument that could not be unpickled, so that the task was never called.
     """
 
     position: int
@@ -118,6 +119,7 @@ class Failure(NamedTuple):
     type_name: str
     text: str
     traceback: str
+    is_unread: bool = False
 
 
 class Reply(NamedTuple):
@@ -135,6 +137,7 @@ class Reply(NamedTuple):
         cpu_seconds: CPU time of the worker process since it last told, 0 where it did not look.
         peak_rss: largest resident memory of the worker process so far, bytes, 0 where it did not look.
         subflows: for each task that returned one, its place in ``values`` and the pickled workflow to run in its place.
+        worker: the number of whoever ran them, where that is not the slot's.
     """
 
     slot: int
@@ -147,6 +150,12 @@ class Reply(NamedTuple):
     cpu_seconds: float
     peak_rss: int
     subflows: Sequence[tuple[int, Wire]] = ()
+    worker: int | None = None
+
+    @property
+    def ran_by(self) -> int:
+        """The number to have on record as the worker."""
+        return self.slot if self.worker is None else self.worker
 
 
 class Hello(NamedTuple):

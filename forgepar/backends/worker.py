@@ -59,7 +59,15 @@ def inside_worker() -> bool:
     return _inside
 
 
-def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...]) -> None:
+def settle_inside() -> None:
+    """Note that this process, which others started, runs tasks as a worker does."""
+    global _inside  # one word for the whole process is what it says
+    _inside = True
+
+
+def serve(
+    address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...], gives_way: bool = True
+) -> None:
     """Run batches from the parent until it closes the connection.
 
     Args:
@@ -68,8 +76,9 @@ def serve(address: str, slot: int, place: Place, threads: int, inherited: tuple[
         place: the arena, whose folder holds the board as well.
         threads: how many threads numerical libraries may use here.
         inherited: descriptors of the parent's other connections, copied by a fork.
+        gives_way: whether whoever wakes this process is to keep its core for the moment.
     """
-    _settle(threads, inherited)
+    _settle(threads, inherited, gives_way=gives_way)
     # Not made here: a worker that comes late must put nothing into a folder that is being removed.
     with (
         open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file,  # noqa: PTH118, PTH123
@@ -149,21 +158,36 @@ class Worker:
     capture: Capture | None = None
 
     def __init__(self, slot: int, arena: Arena, board: Board, *, interruptible: bool = False) -> None:
-        self._slot = slot
         self._arena = arena
-        self._words = board.integers(slot)
-        self._times = board.floats(slot)
-        self._run_words = board.run
+        self.sit(slot, board)
         self._interruptible = interruptible
         self._cpu, _ = _usage()
         self._sampled_at = time.perf_counter()
         self._run = -1
         self._batch: Batch | None = None
         self._subflows: list[tuple[int, Wire]] = []
+        self._unread: BaseException | None = None
         self._facts = RunFacts("", "", 0, float("inf"))
         self._context: TaskContext | None = None
         self._context_at = 0
         self._forget()
+
+    def sit(self, slot: int, board: Board) -> None:
+        """Fill a slot, from the next batch on; whoever runs batches of several slots changes between them."""
+        self._slot = slot
+        self._words = board.integers(slot)
+        self._times = board.floats(slot)
+        self._run_words = board.run
+
+    def let_go(self) -> None:
+        """Keep no values for later batches: those may go elsewhere."""
+        self._kept.clear()
+
+    def knows(self, run: int) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the numbers of the callables and of the templates that this has of a run."""
+        if run != self._run:
+            return frozenset(), frozenset()
+        return frozenset(self._callables), frozenset(self._calls)
 
     def context(self) -> TaskContext | None:
         """Return the context of the task that runs, made when first asked for."""
@@ -322,9 +346,13 @@ class Worker:
         nested = max(kinds, default=0) >= NESTED
 
         def decoded(*row: Any) -> Any:
-            arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
+            try:
+                arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
+                inner = [decode(wire, arena) for wire in row[-1]] if nested else []
+            except BaseException as error:
+                self._unread = error
+                raise
             if nested:
-                inner = [decode(wire, arena) for wire in row[-1]]
                 arguments = [
                     fill(part, inner) if kind >= NESTED else part for kind, part in zip(kinds, arguments, strict=True)
                 ]
@@ -357,6 +385,7 @@ class Worker:
             raise UnpicklableResult(message) from error
 
     def _failure(self, position: int, error: BaseException) -> Failure:
+        is_unread, self._unread = error is self._unread, None
         if isinstance(error, KeyboardInterrupt) and self._interruptible:
             raise error
         if not isinstance(error, Exception):
@@ -366,7 +395,8 @@ class Worker:
             error.add_note(_READ_ONLY)
         text = "".join(traceback.format_exception(error))
         kind = type(error)
-        return Failure(position, _pickled(error), f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return Failure(position, _pickled(error), name, _text_of(error), text, is_unread)
 
     def _reply(
         self,
@@ -498,22 +528,38 @@ def _cut_own_frames(error: BaseException) -> None:
         chain = chain.__cause__ or chain.__context__
 
 
-def _settle(threads: int, inherited: tuple[int, ...]) -> None:
+def _limit_threads(threads: int) -> None:
+    for variable in _THREAD_VARIABLES:
+        os.environ.setdefault(variable, str(threads))
+
+
+def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> None:
     """Make this process a worker."""
-    global _inside  # one word for the whole process is what it says
-    _inside = True
+    _limit_threads(threads)
+    settle_inside()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
-    if hasattr(os, "SCHED_BATCH"):
+    if gives_way and hasattr(os, "SCHED_BATCH"):
         # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
         with suppress(OSError):  # some containers forbid it; it is only quicker
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    for variable in _THREAD_VARIABLES:
-        os.environ.setdefault(variable, str(threads))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in inherited:
         os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
     os.close(nowhere)
+
+
+def begin(threads: int, prepare: Callable[[], object] | None) -> None:
+    """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first.
+
+    Args:
+        threads: how many threads numerical libraries may use here; told before any of them is loaded.
+        prepare: what to do.
+    """
+    watch_parent()
+    _limit_threads(threads)
+    if prepare is not None:
+        prepare()
 
 
 def watch_parent() -> None:

@@ -11,11 +11,12 @@ thousands of values, and pickling an instance takes 1 us where a tuple takes 0.1
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from forgepar.pickling import dumps_by_value
 from forgepar.values.arena import Arena
-from forgepar.values.segment import Segment, segment_bytes
+from forgepar.values.segment import Part, Segment, segment_bytes
 
 # What a message holds for one value. Any: mypy cannot tell a scalar from a tuple by its position.
 Wire: TypeAlias = Any
@@ -27,12 +28,13 @@ ATOMIC = FIXED | {str, bytes}  # of any length: as constants they travel as them
 _LEAVES = FIXED | {str, bytes, complex, bytearray, range}
 
 
-def encode(value: Any, arena: Arena) -> Wire:
+def encode(value: Any, arena: Arena, where: Callable[[memoryview], Part | None] | None = None) -> Wire:
     """Turn a value into what travels.
 
     Args:
         value: any picklable object.
         arena: where a large one is put.
+        where: tells of a buffer where it lies already, None if nowhere; None: `Arena.granted`.
 
     Raises:
         Exception: whatever the value's own pickling raises.
@@ -47,7 +49,8 @@ def encode(value: Any, arena: Arena) -> Wire:
     raw = [buffer.raw() for buffer in buffers]
     if len(stream) + sum(map(len, raw)) <= BLOB_LIMIT:
         return (dumps(value),)
-    segment = arena.write([stream, *(arena.granted(part) or part for part in raw)])
+    find = where or arena.granted
+    segment = arena.write([stream, *(find(part) or part for part in raw)])
     arena.give(segment)
     return segment
 

@@ -1,6 +1,7 @@
 """The meter of an arena: how many bytes it holds, counted by all processes that use it.
 
-Shared memory of a few rows. Each process has a column that it alone writes, so nothing is locked; sums are over rows.
+Shared memory of a few rows. Each process has a column that it alone writes, so no process locks another out; sums are
+over rows.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import enum
 import mmap
 import os
+import threading
 
 
 class Row(enum.IntEnum):
@@ -38,6 +40,7 @@ class Meter:
         self._words = _words(path, n_columns)
         self._n_columns = n_columns
         self._column = column
+        self._lock = threading.Lock()  # threads of one process share its column
 
     @staticmethod
     def create(path: str, n_columns: int) -> None:
@@ -47,7 +50,8 @@ class Meter:
 
     def add(self, row: Row, amount: int) -> None:
         """Count something."""
-        self._words[row * self._n_columns + self._column] += amount
+        with self._lock:
+            self._words[row * self._n_columns + self._column] += amount
 
     def total(self, row: Row) -> int:
         """Sum what all processes counted."""

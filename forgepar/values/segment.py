@@ -13,6 +13,7 @@ import mmap
 from typing import Any, TypeAlias
 
 Segment: TypeAlias = tuple[Any, ...]  # Any: mypy cannot tell a name from parts by its position
+Part: TypeAlias = tuple[str, int, int]
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register numpy's kernels load
 LEAST_KEPT = 1 << 20  # bytes: below, new pages cost less than the search for old ones

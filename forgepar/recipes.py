@@ -1,0 +1,183 @@
+"""How what is submitted to a `ForgeExecutor` becomes jobs: callables and arguments pickled, futures lifted out."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from forgepar.arguments import CONSTANT, NESTED, REFERENCE, Hole, Layout, lift
+from forgepar.errors import WorkflowError
+from forgepar.jobs import Called, Job, JobFuture, Owner, Recipe, Stored
+from forgepar.pickling import dumps_by_value
+from forgepar.tasks import Options, Task, base_name
+from forgepar.values.arena import Arena
+from forgepar.values.codec import FIXED, Wire, encode, is_segment
+from forgepar.values.segment import Part, Segment
+
+_MOST_REMEMBERED = 512  # callables that are pickled by value, to find equal ones again
+_NO_OPTIONS = Options()
+
+
+class Recipes:
+    """Makes jobs of what is submitted, in whatever thread; remembers callables, so that each travels once.
+
+    One that is found by its name in its module is pickled once. Others are pickled at every look, as what they close
+    over may have changed; those that come out the same are the same.
+
+    Args:
+        owner: frees the large values among arguments.
+        arena: where these are put.
+    """
+
+    def __init__(self, owner: Owner, arena: Arena) -> None:
+        self._owner = owner
+        self.arena = arena
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
+        self._by_pickle: OrderedDict[tuple[bytes, Options], Called] = OrderedDict()
+
+    def job(
+        self,
+        future: JobFuture,
+        called: Called,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        where: Callable[[memoryview], Part | None] | None = None,
+    ) -> Job:
+        """Make a job.
+
+        Raises:
+            Exception: whatever pickling an argument raises, with a note that names it.
+        """
+        loading = _Loading(self, where)
+        kinds = [loading.place(value, position) for position, value in enumerate(args)]
+        kinds += [loading.place(value, name) for name, value in kwargs.items()]
+        recipe = self._recipe(called, tuple(kinds), tuple(kwargs))
+        return Job(future, recipe, loading.constants, loading.sources, loading.held)
+
+    def called(self, fn: Callable[..., Any]) -> Called:
+        """Return a callable as it travels.
+
+        Raises:
+            WorkflowError: it has options that an executor does not know.
+            Exception: whatever pickling it raises, with a note.
+        """
+        known = self._by_name.get(id(fn))
+        if known is not None and known[0]() is fn:
+            return known[1]
+        options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
+        _check_options(fn, options)
+        shipped = fn.portable() if isinstance(fn, Task) else fn
+        try:
+            pickled = dumps_by_value(shipped)
+        except Exception as error:
+            error.add_note("the callable itself cannot be pickled; what it closes over must travel")
+            raise
+        found = self._by_content(fn, pickled, options)
+        if _is_by_name(shipped, pickled):
+            self._remember(fn, found)
+        return found
+
+    def encode(self, value: Any, where: Callable[[memoryview], Part | None] | None = None) -> Wire:
+        """Turn an argument into what travels."""
+        return encode(value, self.arena, where)
+
+    def store(self, wire: Segment, *, is_shared: bool) -> Stored:
+        """Hold the segment of an argument; only its own where others have parts in it, too."""
+        return Stored(self._owner, wire[:1] if is_shared else wire, keep=True)
+
+    def is_mine(self, future: JobFuture) -> bool:
+        """Tell whether a future is of the same executor."""
+        return future.owner is self._owner
+
+    def _recipe(self, called: Called, kinds: tuple[int, ...], keywords: tuple[str, ...]) -> Recipe:
+        key = (kinds, keywords)
+        recipe = called.recipes.get(key)
+        if recipe is None:
+            with self._lock:
+                recipe = called.recipes.setdefault(key, Recipe(next(self._numbers), called, Layout(kinds, keywords)))
+        return recipe
+
+    def _by_content(self, fn: Callable[..., Any], pickled: bytes, options: Options) -> Called:
+        with self._lock:
+            key = (pickled, options)
+            found = self._by_pickle.get(key)
+            if found is None:
+                found = self._by_pickle[key] = Called(next(self._numbers), fn, pickled, options)
+                if len(self._by_pickle) > _MOST_REMEMBERED:
+                    self._by_pickle.popitem(last=False)
+            else:
+                self._by_pickle.move_to_end(key)
+        return found
+
+    def _remember(self, fn: Callable[..., Any], called: Called) -> None:
+        key, known = id(fn), self._by_name
+        with suppress(TypeError):  # not all can be referred to weakly
+            known[key] = (weakref.ref(fn, lambda _: known.pop(key, None)), called)
+
+
+class _Loading:
+    """Sorts the arguments of one job."""
+
+    def __init__(self, recipes: Recipes, where: Callable[[memoryview], Part | None] | None) -> None:
+        self._recipes = recipes
+        self._where = where
+        self.constants: list[Wire] = []
+        self.sources: list[JobFuture] = []
+        self.held: list[Stored] = []
+
+    def place(self, value: Any, position: int | str) -> int:
+        """Take in an argument and return its kind."""
+        if type(value) in FIXED:
+            self.constants.append(value)
+            return CONSTANT
+        if isinstance(value, JobFuture) and self._recipes.is_mine(value):
+            self.sources.append(value)
+            return REFERENCE
+        n_before = len(self.sources)
+        lifted = lift(value, self._take)
+        try:
+            wire = self._recipes.encode(lifted, self._where)
+        except Exception as error:
+            name = f"args[{position}]" if isinstance(position, int) else f"kwargs[{position!r}]"
+            error.add_note(f"{name} is a {type(value).__name__} that cannot be pickled")
+            raise
+        if is_segment(wire):
+            self.held.append(self._recipes.store(wire, is_shared=self._where is not None))
+        self.constants.append(wire)
+        return CONSTANT if lifted is value else NESTED + len(self.sources) - n_before
+
+    def _take(self, part: Any) -> Hole | None:
+        if not isinstance(part, JobFuture) or not self._recipes.is_mine(part):
+            return None
+        self.sources.append(part)
+        return Hole(len(self.sources) - 1)
+
+
+def _check_options(fn: Callable[..., Any], options: Options) -> None:
+    refused = [name for name in ("after", "compensate", "fallback") if getattr(options, name)]
+    if refused:
+        raise WorkflowError(
+            f"{base_name(fn)!r} has {refused[0]}=, which is for workflows. An executor knows name, retries, backoff, "
+            "retry_on, timeout and memory; a future among the arguments is waited for."
+        )
+
+
+def _is_by_name(fn: Any, pickled: bytes) -> bool:
+    """Tell whether a pickle of a callable only names it, so that it will be the same another time."""
+    try:
+        if isinstance(fn, (type, FunctionType)):
+            return pickle.dumps(fn, protocol=5) == pickled
+        if isinstance(fn, BuiltinFunctionType):
+            return isinstance(fn.__self__, ModuleType)
+        return isinstance(fn.__reduce_ex__(5), str)  # numpy's functions, and tasks of a module
+    except Exception:
+        return False
