@@ -25,8 +25,15 @@ def workers():
     before = len(multiprocessing.active_children())
     parallel(joblib.delayed(double)(i) for i in range(10))
     wait_until(lambda: len(multiprocessing.active_children()) == before + 2, "both workers")
-    yield
+    yield before + 2
     forgepar.joblib.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(workers):
+    """In place of what other tests have: the two workers stay, one that was ended may yet be missing."""
+    yield
+    wait_until(lambda: len(multiprocessing.active_children()) <= workers, "children to end")
 
 
 def double(x):
