@@ -21,6 +21,7 @@ __all__ = [
     "ChainFallback",
     "Command",
     "CyclicWorkflow",
+    "DaskBackend",
     "DuplicateTaskName",
     "EmptyWorkflow",
     "FailedAttempt",
@@ -108,6 +109,7 @@ _HOME = {
     "rollback": ("RollbackReport",),
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
+    "backends.dask": ("DaskBackend",),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
@@ -117,6 +119,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from forgepar.audit import AuditLog
+    from forgepar.backends.dask import DaskBackend
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding

@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
-from forgepar.backends.board import unmark
+from forgepar.backends.base import UNKNOWN_POSITION, Backend, Joined, Lost, Notice, Told, traits_of
+from forgepar.backends.board import mark, unmark
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
@@ -60,7 +60,9 @@ from forgepar.values.codec import Wire, decode, encode, is_segment
 from forgepar.watch import Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
-_SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves its round trip of 0.1 ms, else 1 % at most
+# A batch of at most twice what batches aim at: behind it a second one saves its round trip, else 1 % at most.
+_SHORT = 2.0
+_MOST_LOSSES = 3  # of its worker under a task, where nothing tells what that was at; after the first it runs alone
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 
 
@@ -116,7 +118,11 @@ class Dispatcher:
         self.backend = backend
         self._shipment = shipment
         self._next_batch = next_batch
-        self.durations = Durations(len(plan.callables))
+        traits = traits_of(backend)
+        self._remembers = traits.remembers
+        self._short_seconds = _SHORT * traits.batch_seconds
+        self._losses: dict[int, int] = {}  # by task, how often its worker was lost in the midst of its batch
+        self.durations = Durations(len(plan.callables), traits.batch_seconds)
         self.flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
         self.pids = [0] * backend.n_slots
         self._claims = Claims(backend, self.flights, self.pids)
@@ -145,14 +151,14 @@ class Dispatcher:
 
     def _run(self) -> None:
         self.books.begin()
+        for joined in self.backend.joined():
+            self._welcome(joined)
         self._watch.begin(self.books.ledger.began)
         if self._cancel is not None and self._cancel.ends_at is not None:
             self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
         if self._keeper is not None:
             self._restore(self._keeper, self._keeper.begin(self.books.ledger, self.backend.arena))
         self._note(self.state.begin())
-        for joined in self.backend.joined():
-            self.pids[joined.slot] = joined.pid
         self._loop()
         if self.state.status_is_bad and self._policy.rollback != "none":
             self._roll_back()
@@ -238,7 +244,7 @@ class Dispatcher:
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
         state, flights = self._active, self.flights
-        if self._memory.guard.is_scarce(time.perf_counter()) and state.head() is not None:
+        if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
             self._hold_back()
             return
         self._is_paused = False
@@ -267,16 +273,33 @@ class Dispatcher:
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
             tasks = self._active.take(size)
-            is_short = self.durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
+            if self._losses:
+                tasks = self._apart(template, tasks)
+            seconds = self.durations.seconds[called] * len(tasks)
+            is_short = seconds <= self._short_seconds  # False for nan: nothing is known
             number = self._next_batch()
             if self._holdings.unloaded and self._keeper is not None:
                 self._holdings.load(tasks, self._keeper.load)
+            if not self._remembers:
+                self._shipment.forget(slot)
             batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
             self.flights[slot].append(Flight(number, template, tasks, is_short))
             self.backend.send(slot, batch)
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    def _apart(self, template: int, tasks: Tasks) -> Tasks:
+        """Have a task under which a worker was lost run alone, as the next loss is to tell whether it is to blame."""
+        alone = next((place for place, task in enumerate(tasks) if int(task) in self._losses), len(tasks))
+        n_kept = max(1, alone)
+        if n_kept < len(tasks):
+            self._active.put_back(template, tasks[n_kept:])
+        return tasks[:n_kept]
+
+    def _welcome(self, joined: Joined) -> None:
+        self.pids[joined.slot] = joined.pid
+        self.books.joined(joined)
 
     def _admits(self, slot: int, template: int) -> bool:
         """Tell whether a slot may get tasks of a template; set them aside where there is no memory for them now."""
@@ -356,7 +379,7 @@ class Dispatcher:
             if type(notice) is Reply:
                 self._take_reply(notice)
             elif type(notice) is Joined:
-                self.pids[notice.slot] = notice.pid
+                self._welcome(notice)
             elif type(notice) is Lost:
                 self._take_loss(notice)
             else:
@@ -462,7 +485,7 @@ class Dispatcher:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
         error.add_note(
             f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {slot} "
-            f"(pid {self.pids[slot]})"
+            f"({self._place(slot)}pid {self.pids[slot]})"
         )
         if traceback:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
@@ -487,7 +510,7 @@ class Dispatcher:
         self.flights[slot] = deque()
         self._shipment.forget(slot)
         sentence = self._watch.sentences.pop(slot, None)
-        at_batch, at = unmark(lost.position)
+        at_batch, at = unmark(lost.position if lost.position != UNKNOWN_POSITION else self._suspected(flights))
         blamed: int | None = None
         template = 0
         for flight in flights:
@@ -505,6 +528,21 @@ class Dispatcher:
             self._blame(blamed, template, lost, sentence)
         self.pids[slot] = self._peaks[slot] = 0
 
+    def _suspected(self, flights: Sequence[Flight]) -> int:
+        """Note what a worker was lost under; return the mark of the task to blame, if there is one by now."""
+        if not flights:
+            return 0
+        flight = flights[0]
+        for task in map(int, flight.tasks[flight.n_done : flight.n_own]):
+            self._losses[task] = self._losses.get(task, 0) + 1
+        is_alone = flight.n_own - flight.n_done == 1
+        is_enough = is_alone and self._losses[int(flight.tasks[flight.n_done])] >= _MOST_LOSSES
+        return mark(flight.id, flight.n_done) if is_enough else 0
+
+    def _place(self, slot: int) -> str:
+        address = self.books.ledger.addresses.get(slot)
+        return f"{address}, " if address else ""
+
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
             self._active.put_back(flight.template, flight.tasks[first:end])
@@ -519,7 +557,8 @@ class Dispatcher:
         if sentence is not None or self._active.halted:  # begun just after the one meant had ended
             self._active.put_back(template, range(task, task + 1))
             return
-        error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
+        address = self.books.ledger.addresses.get(lost.slot, "")
+        error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot], address)
         if told := self.console.last_errors(lost.slot, task):
             error.add_note("the last that it wrote to stderr:\n" + told)
         self._fail(task, template, error, lost.slot, "")

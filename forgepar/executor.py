@@ -49,7 +49,8 @@ class WorkflowExecutor:
 
     Args:
         workers: how many worker processes; None: one for each CPU this process may use.
-        backend: "process" or "inline" (in this process, one task after the other, for debugging).
+        backend: "process", "inline" (in this process, one task after the other, for debugging), or a backend, such as
+            `DaskBackend`, which is closed with the executor.
         start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
         memory_budget: most bytes of large values to hold in shared memory at once, or text such as "2GiB"; what does
             not fit goes to the temporary folder. None: half of the memory that is available.
@@ -72,7 +73,7 @@ class WorkflowExecutor:
         self,
         workers: int | None = None,
         *,
-        backend: Literal["process", "inline"] = "process",
+        backend: Literal["process", "inline"] | Backend = "process",
         start_method: str | None = None,
         memory_budget: int | str | None = None,
         max_tasks_per_worker: int | None = None,
@@ -80,12 +81,19 @@ class WorkflowExecutor:
     ) -> None:
         if workers is not None and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
-        if backend not in ("process", "inline"):
-            raise ValueError(f"backend={backend!r} is not known. Give 'process' or 'inline'.")
+        if isinstance(backend, str) and backend not in ("process", "inline"):
+            raise ValueError(f"backend={backend!r} is not known. Give 'process', 'inline' or a backend.")
         budget = None if memory_budget is None else as_bytes(memory_budget)
         self._backend: Backend
         if backend == "inline" or inside_worker():
             self._backend = InlineBackend(budget)
+        elif not isinstance(backend, str):
+            if any(given is not None for given in (workers, start_method, memory_budget)):
+                raise ValueError(
+                    f"workers=, start_method= and memory_budget= are not for {backend!r}, which has workers of its own. "
+                    "Leave them out."
+                )
+            self._backend = backend
         else:
             self._backend = ProcessBackend(workers or available_cpus(), start_method, budget)
         if max_tasks_per_worker is not None and (not isinstance(max_tasks_per_worker, int) or max_tasks_per_worker < 1):

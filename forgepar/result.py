@@ -112,6 +112,7 @@ class Ledger:
         self.began_at = 0.0
         self.wall_seconds = 0.0
         self.n_slots = 0
+        self.addresses: dict[int, str] = {}
         self.schedule = "layers"
         self.cpu_seconds = 0.0
         self.peak_rss = 0
@@ -137,9 +138,9 @@ class Outputs:
     def __init__(self, values: list[Wire], kept: NDArray[np.bool_], arena: Arena) -> None:
         self._kept = kept
         self._decoded: dict[int, Any] = {}
-        self._mapped = {
-            task: arena.read(values[task]) for task in np.flatnonzero(kept).tolist() if is_segment(values[task])
-        }
+        large = [task for task in np.flatnonzero(kept).tolist() if is_segment(values[task])]
+        arena.expect([values[task] for task in large])
+        self._mapped = {task: arena.read(values[task]) for task in large}
         all_kept = bool(kept.all())
         self._values = values if all_kept else [v if k else None for v, k in zip(values, kept.tolist(), strict=True)]
 
@@ -175,6 +176,7 @@ class RunResult:
         wall_seconds: how long the run took.
         cpu_seconds: CPU time that workers spent in it.
         peak_rss: largest resident memory of a worker so far, bytes.
+        addresses: where each worker was, by its number, of those that other machines may have had.
         rollback: what was undone after the run failed or was called off.
 
     Example:
@@ -206,6 +208,7 @@ class RunResult:
         self.wall_seconds = ledger.wall_seconds
         self.cpu_seconds = ledger.cpu_seconds
         self.peak_rss = ledger.peak_rss
+        self.addresses = ledger.addresses
 
     @property
     def ok(self) -> bool:

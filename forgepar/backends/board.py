@@ -49,6 +49,15 @@ class Board:
             board.reset(slot)
         return board
 
+    @classmethod
+    def in_memory(cls, slots: int) -> Board:
+        """Make a board for the threads of this process alone."""
+        board = cls.__new__(cls)
+        board._words = memoryview(bytearray((slots + 1) * _ROW * 8))
+        for slot in range(slots):
+            board.reset(slot)
+        return board
+
     @property
     def run(self) -> memoryview:
         """The row that tells of the run: signed 64-bit integers."""

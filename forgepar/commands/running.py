@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from forgepar.backends.dask import DaskBackend
 from forgepar.backends.process import START_METHODS
 from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command
 from forgepar.errors import RunTimeout, WorkflowFailed
@@ -25,6 +26,7 @@ def add_to(commands: Commands) -> None:
     command = add_target_command(commands, "run", run, "run a workflow and print the values of its leaves")
     command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
     command.add_argument("--backend", choices=("process", "inline"), default="process")
+    command.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, such as tcp://host:8786")
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
     command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
@@ -57,7 +59,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
     with WorkflowExecutor(
         arguments.workers,
-        backend=arguments.backend,
+        backend=DaskBackend(arguments.dask) if arguments.dask else arguments.backend,
         start_method=arguments.start_method,
         memory_budget=arguments.memory_budget,
     ) as executor:
