@@ -253,7 +253,7 @@ class Dispatcher:
             self._may_be_parked = False
         if self._policy.schedule == "eager":
             self._weigh()  # before the look at the head, which it may change
-        for depth in range(1, IN_FLIGHT + 1):
+        for depth in range(1, self._most_in_flight + 1):
             head = state.head()
             if head is None:
                 break
@@ -265,7 +265,9 @@ class Dispatcher:
 
     def _give(self, slot: int, share: int) -> None:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
-        while share > 0 and len(self.flights[slot]) < IN_FLIGHT and (head := self._active.head()) is not None:
+        while (
+            share > 0 and len(self.flights[slot]) < self._most_in_flight and (head := self._active.head()) is not None
+        ):
             template, called = head[0], self.plan.callable_of[head[0]]
             if self._memory.is_declared and not self._admits(slot, template):
                 continue
@@ -288,6 +290,11 @@ class Dispatcher:
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    @property
+    def _most_in_flight(self) -> int:
+        """Batches a slot; while a task is suspected one, as the loss of a worker may take the reply before along."""
+        return 1 if self._losses else IN_FLIGHT
 
     def _apart(self, template: int, tasks: Tasks) -> Tasks:
         """Have a task under which a worker was lost run alone, as the next loss is to tell whether it is to blame."""
@@ -396,6 +403,8 @@ class Dispatcher:
             marks = memoryview(reply.marks).cast("d")
             self.durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
             flight.n_done += len(tasks)
+            for task in self._losses.keys() & set(map(int, tasks)) if self._losses else ():
+                del self._losses[task]
         if reply.peak_rss:
             self._peaks[slot] = reply.peak_rss
         n_good = len(tasks) - (reply.failure is not None)
@@ -536,8 +545,11 @@ class Dispatcher:
         for task in map(int, flight.tasks[flight.n_done : flight.n_own]):
             self._losses[task] = self._losses.get(task, 0) + 1
         is_alone = flight.n_own - flight.n_done == 1
-        is_enough = is_alone and self._losses[int(flight.tasks[flight.n_done])] >= _MOST_LOSSES
-        return mark(flight.id, flight.n_done) if is_enough else 0
+        first = int(flight.tasks[flight.n_done])
+        if not is_alone or self._losses[first] < _MOST_LOSSES:
+            return 0
+        del self._losses[first]
+        return mark(flight.id, flight.n_done)
 
     def _place(self, slot: int) -> str:
         address = self.books.ledger.addresses.get(slot)

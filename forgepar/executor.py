@@ -90,8 +90,8 @@ class WorkflowExecutor:
         elif not isinstance(backend, str):
             if any(given is not None for given in (workers, start_method, memory_budget)):
                 raise ValueError(
-                    f"workers=, start_method= and memory_budget= are not for {backend!r}, which has workers of its own. "
-                    "Leave them out."
+                    f"workers=, start_method= and memory_budget= are not for {backend!r}, "
+                    "which has workers of its own. Leave them out."
                 )
             self._backend = backend
         else:

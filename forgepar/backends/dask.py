@@ -293,7 +293,7 @@ class DaskBackend:
         for old in [key for key in self._callables if key[0] != run]:
             self._values.free(self._callables.pop(old))
         if (run, number) not in self._callables:
-            self._callables[run, number] = self._values.write([pickled])
+            self._callables[run, number] = self._values.write_callable(pickled)
         return self._callables[run, number]
 
     # Hearing
@@ -399,7 +399,7 @@ class DaskBackend:
         slot.given_up.update(batches := slot.clear())
         cluster = self._open_cluster
         for batch in batches:
-            cluster.order(worker, ("end", batch, True), partial(_free_unless, cluster, Freed(slot.number, batch)))
+            cluster.order(worker, ("end", batch), partial(_free_unless, cluster, Freed(slot.number, batch)))
         return lost
 
     def rest(self) -> Sequence[Told]:
@@ -469,10 +469,8 @@ class DaskBackend:
     # Ending
 
     def terminate(self, slot: int) -> None:
-        """Let the task of a slot know, if it asks, that it is to end."""
-        entry = self._slots[slot]
-        if entry.worker is not None and entry.sent:
-            self._open_cluster.order(entry.worker, ("end", entry.sent[0].batch, False))
+        """Do as `kill` does: nothing would come of waiting."""
+        self.kill(slot)
 
     def kill(self, slot: int) -> None:
         """Give up what a slot has; its thread goes on to the end of its task, or its worker is restarted."""

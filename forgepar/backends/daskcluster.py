@@ -27,6 +27,7 @@ from forgepar.version import __version__
 _LOOK_SECONDS = 0.25  # between two looks at who is there; as much again for every hundred workers
 _STACK_SECONDS = 1.0  # a worker takes a few ms to tell where its thread is, unless C code holds the interpreter
 _CONNECT_SECONDS = 10.0
+_GOODBYE_SECONDS = 2.0
 
 
 class Woken(NamedTuple):
@@ -147,12 +148,16 @@ class Cluster:
     def close(self, workers: Sequence[Worker]) -> None:
         """Have sites end what they are at, and hear of them no more."""
         self._watching.cancel()
-        with suppress(Exception):  # the scheduler may be gone, and all with it
+
+        async def say_goodbye() -> None:
+            present = await self.client.scheduler.ncores()
+            if addresses := [worker.address for worker in workers if worker.address in present]:
+                await self.client.run(dasksite.obey, self.token, [("close",)], workers=addresses, on_error="ignore")
+            await self.client.run_on_scheduler(dasksite.forget_topic, self.token)
+
+        with suppress(Exception):  # the scheduler may be gone, or a worker; it is no more than polite
             self.client.unsubscribe_topic(self._topic)
-            if addresses := [worker.address for worker in workers]:
-                orders = [("close",)]
-                self.client.run(dasksite.obey, self.token, orders, workers=addresses, on_error="ignore")
-            self.client.run_on_scheduler(dasksite.forget_topic, self.token)
+            self.client.sync(asyncio.wait_for, say_goodbye(), _GOODBYE_SECONDS)
 
     # Who is there
 
@@ -181,11 +186,15 @@ class Cluster:
         """
         if not addresses:
             return []
+        before = time.perf_counter()
         found = self.client.run(dasksite.probe, workers=list(addresses), on_error="return")
+        after = time.perf_counter()
         met = []
         for address, answer in found.items():
             if not (fault := _fault_of(answer)):
                 met.append(Worker(address, answer[2]))
+                met[-1].clock.sent(before, answer[3])
+                met[-1].clock.heard(after, answer[3])
                 continue
             message = (
                 f"the Dask worker {address} {fault}. Workers, scheduler and caller need the same forgepar and the same "
@@ -331,7 +340,7 @@ def _fault_of(answer: Any) -> str:
         return f"has no forgepar, or cannot import it ({answer})"
     if isinstance(answer, Exception):
         return f"does not answer as it should ({type(answer).__name__}: {answer})"
-    version, python, _ = answer
+    version, python, *_ = answer
     if version != __version__ or python.split(".")[:2] != platform.python_version().split(".")[:2]:
         return f"has forgepar {version} and Python {python}"
     return ""

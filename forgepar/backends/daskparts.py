@@ -26,7 +26,8 @@ OWN_FUTURE = 256 << 10  # bytes; a larger value becomes a future of its own, at 
 IN_GRAPH = 64 << 20  # bytes; a larger constant is no part of the graph, as the scheduler would have to hold it
 _COPIES = 2  # of such a constant: what is not in the graph is gone with the last worker that has it
 _READ_BYTES = 64 << 20  # of values read that are kept for the next look, as those of a batch come together
-_KIND, _CONSTANT = "wn", 0  # constants have the number of no batch
+_KIND, _CALLABLE = "wn", "cn"
+_CONSTANT = 0  # constants have the number of no batch
 
 
 class Parts:
@@ -204,11 +205,18 @@ class ClusterArena(Arena):
 
     def write(self, parts: Sequence[bytes | memoryview | tuple[str, int, int]]) -> Segment:
         """Put a constant on the cluster."""
+        return self._put(parts, _KIND)
+
+    def write_callable(self, pickled: bytes) -> Segment:
+        """Put a large callable on the cluster; it counts as no value."""
+        return self._put([pickled], _CALLABLE)
+
+    def _put(self, parts: Sequence[bytes | memoryview | tuple[str, int, int]], kind: str) -> Segment:
         own = [part for part in parts if not isinstance(part, tuple)]
         lengths = [memoryview(part).nbytes for part in own]
         place = self._n_constants
         self._n_constants += 1
-        name = name_of(_KIND, sum(lengths), _CONSTANT, place)
+        name = name_of(kind, sum(lengths), _CONSTANT, place)
         key, constant = f"forgepar-constant-{self._token}-{place}", Parts({place: own})
         if sum(lengths) <= IN_GRAPH:
             import dask
@@ -284,8 +292,8 @@ class ClusterArena(Arena):
         self._held = 0
 
     def names(self) -> list[str]:
-        """List what is held: batches and constants."""
-        return sorted([*map(str, self._made), *self._constants])
+        """List what holds values: batches and constants."""
+        return sorted([*map(str, self._made), *(name for name in self._constants if name.startswith(_KIND))])
 
     def reset_peak(self) -> None:
         self._peak = self._held
@@ -296,5 +304,6 @@ class ClusterArena(Arena):
         return self._held
 
     def usage(self) -> Usage:
-        n_values = sum(len(made.left) for made in self._made.values()) + len(self._constants)
+        n_constants = sum(name.startswith(_KIND) for name in self._constants)
+        n_values = sum(len(made.left) for made in self._made.values()) + n_constants
         return Usage(n_values, self._held, 0, self._peak, 0, 0)

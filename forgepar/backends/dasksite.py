@@ -101,9 +101,9 @@ def run_batch(order: Order, payload: bytes, sources: Sequence[str], *parts: Part
     return _site(get_worker(), order.token).run(order, payload, dict(zip(sources, parts, strict=True)))
 
 
-def probe() -> tuple[str, str, int]:
-    """Return what a caller asks of a worker first: versions of this package and of Python, and its pid."""
-    return __version__, platform.python_version(), os.getpid()
+def probe() -> tuple[str, str, int, float]:
+    """Return what a caller asks of a worker first: versions of this package and of Python, its pid, its clock."""
+    return __version__, platform.python_version(), os.getpid(), time.perf_counter()
 
 
 def obey(token: str, orders: Sequence[tuple[Any, ...]], dask_worker: Any = None) -> list[Any]:
@@ -261,8 +261,8 @@ class Site:
             for bench in self._running.values():
                 bench.words[CALLED_OFF] = bench.era <= self._off_era
 
-    def end(self, batch: int, is_final: bool) -> bool:
-        """Have a batch that runs end after its task, and, if that is final, one that does not run never begin.
+    def end(self, batch: int) -> bool:
+        """Have a batch that runs end after its task, and one that does not run never begin.
 
         Returns:
             whether it runs.
@@ -270,12 +270,10 @@ class Site:
         with self._lock:
             bench = self._running.get(batch)
             if bench is None:
-                if is_final:
-                    self._barred.add(batch)
+                self._barred.add(batch)
                 return False
             bench.words[CALLED_OFF] = 1
-            if is_final:
-                bench.words[LIMIT] = 0
+            bench.words[LIMIT] = 0
             return True
 
     def stack(self, batch: int) -> str:
