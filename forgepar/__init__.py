@@ -80,6 +80,7 @@ __all__ = [
     "attempt",
     "context",
     "critical_path",
+    "dask_get",
     "empty",
     "empty_like",
     "find_cycle",
@@ -110,6 +111,7 @@ _HOME = {
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
     "backends.dask": ("DaskBackend",),
+    "daskgraphs": ("dask_get",),
     "values.inplace": ("empty", "empty_like"),
     "handles": ("TaskHandle", "TaskHandles"),
     "tasks": ("Backoff", "Options", "Task", "attempt", "task"),
@@ -126,6 +128,7 @@ if TYPE_CHECKING:
     from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
+    from forgepar.daskgraphs import dask_get
     from forgepar.errors import (
         ArenaFull,
         CyclicWorkflow,

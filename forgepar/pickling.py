@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import types
-from collections.abc import Callable
-from pickle import PickleBuffer
+from collections.abc import Callable, Iterable
+from pickle import READONLY_BUFFER, PickleBuffer
 from typing import Any
+
+_CUT = {"READONLY_BUFFER": 1, "FRAME": 9}  # bytes that each takes
 
 
 def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None = None) -> bytes:
@@ -27,6 +30,27 @@ def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None
     with io.BytesIO() as file:
         _pickler()(file, protocol=5, buffer_callback=keep_out).dump(value)
         return file.getvalue()
+
+
+def loads_own(data: bytes | memoryview, buffers: Iterable[Any]) -> Any:
+    """Unpickle a value into copies of its buffers, which can be written even if what was pickled could not.
+
+    An array that is a view of memory which others read is pickled with a mark that makes it read-only again.
+    """
+    data = bytes(data)
+    return pickle.loads(_unmarked(data) if READONLY_BUFFER in data else data, buffers=map(bytearray, buffers))
+
+
+def _unmarked(data: bytes) -> bytes:
+    """Return a pickle without the marks that make buffers read-only, and without frames, as it is shorter by them."""
+    import pickletools
+
+    kept, begin = list[bytes](), 0
+    for opcode, _, at in pickletools.genops(data):
+        if at is not None and opcode.name in _CUT:
+            kept.append(data[begin:at])
+            begin = at + _CUT[opcode.name]
+    return b"".join([*kept, data[begin:]])
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from forgepar.errors import MissingResult, ResultReleased
 from forgepar.events import Event, WorkflowTaskFailed, WorkflowTaskRetried, WorkflowToolFallback
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_text
+from forgepar.pickling import loads_own
 from forgepar.plan import Plan
 from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
@@ -159,7 +160,7 @@ class Outputs:
     def detach(self) -> None:
         """Decode all large values anew, into memory of their own that can be written."""
         for task, (stream, *buffers) in self._mapped.items():
-            self._decoded[task] = pickle.loads(stream, buffers=map(bytearray, buffers))
+            self._decoded[task] = loads_own(stream, buffers)
         self._mapped.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ def cluster(n_workers: int = 2, threads: int = 1) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # What a worker is fetching from one that is killed holds it up for as long; Dask's own default is 30 s.
+            env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"},
         ) as program,
     ):
         assert program.stdin is not None

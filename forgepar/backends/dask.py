@@ -117,7 +117,9 @@ class DaskBackend:
     scheduler need this package, in the same version, and workers the modules that tasks come from (what is defined in a
     script travels). A worker that goes amid a run costs time: what it ran is run again, up to three times for each
     task, and what it held Dask computes again. Encryption and authentication are Dask's own: give a client made with
-    its ``Security``. Tasks hear of a run's progress as it was when their batch was sent.
+    its ``Security``. How long a killed worker holds up those that were fetching from it is Dask's
+    ``distributed.comm.timeouts.connect``, 30 s by default. Tasks hear of a run's progress as it was when their batch
+    was sent.
 
     Args:
         client: a `distributed.Client`, which stays open; or an address, for which one is made and closed.

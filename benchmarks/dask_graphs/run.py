@@ -1,0 +1,131 @@
+"""Graphs of Dask's on local workers: `forgepar.dask_get` beside Dask's own scheduler of processes, in one process.
+
+Two arrays multiplied, a singular value decomposition, a data frame grouped. The runs take turns; `dask_get` keeps its
+workers, Dask's starts some for each call unless it is given a pool, which is the row beside. Numerical libraries run on
+one thread everywhere. Values are compared.
+
+    python -m benchmarks.dask_graphs.run [--small]
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from benchmarks._common import Row, cores, main, target
+from benchmarks._measure import interleaved, run_python, timed
+from benchmarks.systems.base import missing
+
+TITLE = "Dask graphs: seconds on local workers"
+LEAST_TIMES = 1.5
+PROCESSES, POOL = 'scheduler="processes"', 'scheduler="processes", a pool kept'
+EAGER, LAYERED = "forgepar.dask_get", 'forgepar.dask_get, schedule="layers"'
+_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")}
+
+
+def matrix_product(small: bool) -> Any:
+    """A random matrix times its own transpose, summed up by column."""
+    import dask.array as da
+
+    size = 600 if small else 4000
+    matrix = da.random.default_rng(0).random((size, size), chunks=(size // 6, size // 6))
+    return (matrix @ matrix.T).sum(axis=0)
+
+
+def singular_values(small: bool) -> Any:
+    """Those of a tall and skinny random matrix."""
+    import dask.array as da
+
+    rows = 20_000 if small else 400_000
+    return da.linalg.svd(da.random.default_rng(0).random((rows, 64), chunks=(rows // 20, 64)))[1]
+
+
+def grouped(small: bool) -> Any:
+    """Mean, sum and deviation of a column by another."""
+    import dask.dataframe as dd
+    import numpy as np
+    import pandas as pd
+
+    n_rows = 100_000 if small else 4_000_000
+    numbers = np.arange(n_rows)
+    frame = pd.DataFrame({"key": numbers % 1000, "value": numbers * 0.5, "name": (numbers % 7).astype(str)})
+    return dd.from_pandas(frame, npartitions=16).groupby("key").agg({"value": ["mean", "sum", "std"]})
+
+
+GRAPHS: dict[str, Callable[[bool], Any]] = {
+    "matrix product": matrix_product,
+    "SVD": singular_values,
+    "group-by": grouped,
+}
+
+
+def rows(small: bool, repeat: int) -> list[Row]:
+    """Measure every graph on every scheduler."""
+    if reason := missing("dask", "pandas", "pyarrow"):
+        return [{"scheduler": EAGER, "note": reason}]
+    command = ("-m", "benchmarks.dask_graphs.run", "--alone", str(int(small)), str(repeat))
+    samples: dict[str, dict[str, list[float]]] = run_python(*command, environment=os.environ | _ONE_THREAD)
+    found = []
+    for graph, by_scheduler in samples.items():
+        base = statistics.median(by_scheduler[PROCESSES])
+        for name, taken in by_scheduler.items():
+            median = statistics.median(taken)
+            made: Row = {"graph": graph, "scheduler": name, "seconds": median, "min": min(taken), "max": max(taken)}
+            made["times as fast"] = base / median
+            is_judged = name == EAGER and not small
+            found.append(target(made, "times as fast", LEAST_TIMES, at_least=True) if is_judged else made)
+    return found
+
+
+def seconds(small: bool, repeat: int) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds of each graph on each scheduler."""
+    import forgepar as fp
+    from forgepar.daskgraphs import close_workers
+
+    n_workers = cores()
+    found = {}
+    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        schedulers = {
+            EAGER: {"scheduler": fp.dask_get},
+            LAYERED: {"scheduler": fp.dask_get, "schedule": "layers"},
+            PROCESSES: {"scheduler": "processes"},
+            POOL: {"scheduler": "processes", "pool": pool},
+        }
+        for graph, make in GRAPHS.items():
+            collection, reference = make(small), make(small).compute(scheduler="synchronous")
+
+            def run(keywords: dict[str, Any], collection: Any = collection, reference: Any = reference) -> float:
+                taken, value = timed(lambda: collection.compute(num_workers=n_workers, **keywords))
+                check(value, reference)
+                return taken
+
+            for name in (EAGER, POOL):
+                run(schedulers[name])  # modules are loaded by the first
+            found[graph] = interleaved({name: lambda k=k: run(k) for name, k in schedulers.items()}, repeat)
+    close_workers()
+    return found
+
+
+def check(value: Any, reference: Any) -> None:
+    """Raise unless two values are equal, but for the order of a frame's rows and the last bits of sums."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, pd.DataFrame):
+        pd.testing.assert_frame_equal(value.sort_index(), reference.sort_index())
+    else:
+        np.testing.assert_allclose(value, reference)
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    if sys.argv[1:2] == ["--alone"]:
+        print(json.dumps(seconds(sys.argv[2] == "1", int(sys.argv[3]))))
+        raise SystemExit(0)
+    raise SystemExit(main(TITLE, rows))
