@@ -57,7 +57,7 @@ from forgepar.rollback import Rollback
 from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.values.codec import Wire, decode, encode, is_segment
-from forgepar.watch import Sentence, Watch
+from forgepar.watch import GOES_ON, Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 # A batch of at most twice what batches aim at: behind it a second one saves its round trip, else 1 % at most.
@@ -120,6 +120,7 @@ class Dispatcher:
         self._next_batch = next_batch
         traits = traits_of(backend)
         self._remembers = traits.remembers
+        self._ends_tasks = traits.ends_tasks
         self._short_seconds = _SHORT * traits.batch_seconds
         self._losses: dict[int, int] = {}  # by task, how often its worker was lost in the midst of its batch
         self.durations = Durations(len(plan.callables), traits.batch_seconds)
@@ -659,6 +660,8 @@ class Dispatcher:
             running=running,
             stacks=stacks,
         )
+        if running and not self._ends_tasks:
+            self.ended_by.add_note(f"what does not return within {self._policy.grace_seconds:g} s: {GOES_ON}")
         for name, stack in stacks.items():
             self.ended_by.add_note(f"where {name!r} was, innermost call first:\n{stack}")
         self._note(self.state.halt())

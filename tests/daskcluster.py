@@ -41,8 +41,9 @@ def main(n_workers: str, threads: str, folder: str) -> None:
         threads_per_worker=int(threads),
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
-        worker_dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
         local_directory=folder,
         silence_logs=logging.CRITICAL,
     ) as started:

@@ -219,6 +219,7 @@ def test_a_timeout_fails_the_task_and_frees_the_slot_when_it_returns(executor, w
         executor.run(wf, fail_fast=False)
     (error,) = caught.value.exceptions
     assert isinstance(error, fp.TaskTimeout)
+    assert "its thread cannot be ended from outside" in str(error)
     assert "in wait_until" in "\n".join(error.__notes__)
     assert caught.value.result[done] == list(range(4))
     wait_for(tmp_path / "returned")
@@ -236,6 +237,7 @@ def test_a_restart_ends_what_dask_cannot(client, wf, tmp_path):
         with pytest.raises(fp.WorkflowFailed) as caught:
             executor.run(wf)
         assert isinstance(caught.value.exceptions[0], fp.TaskTimeout)
+        assert "its worker was ended" in str(caught.value.exceptions[0])
         wait_for_workers(executor)
         assert int((tmp_path / "pid").read_text()) not in pids_of(executor).values()
 
@@ -271,6 +273,30 @@ def test_an_executor_that_was_closed_runs_again(address):
             wf = fp.Workflow()
             one = wf.add(add, 1, 2)
             assert executor.run(wf)[one] == 3
+
+
+def test_an_interrupt_lets_go_of_the_cluster_until_the_next_run(executor, wf):
+    def interrupt(event):
+        if isinstance(event, events.WorkflowTaskParallelStarted):
+            raise KeyboardInterrupt
+
+    handles = wf.map(identity, range(4))
+    with pytest.raises(KeyboardInterrupt):
+        executor.run(wf, audit=interrupt)
+    assert executor.run(wf)[handles] == list(range(4))
+
+
+def test_a_run_that_takes_too_long_ends_without_what_does_not(executor, wf, tmp_path):
+    wf.add(lambda: wait_for(tmp_path / "over"))
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        executor.run(wf, timeout=0.5)
+    error = caught.value.exceptions[0]
+    assert isinstance(error, fp.RunTimeout)
+    assert error.running == ["lambda"]
+    assert "its slot gets no work until it returns" in error.__notes__[0]
+    assert len(executor._backend.joined()) == 1
+    (tmp_path / "over").touch()
+    wait_for_workers(executor)
 
 
 # What tasks say and ask
@@ -418,6 +444,12 @@ def test_the_command_line(address, capsys):
     on_dask = capsys.readouterr().out
     assert main(["run", "forgepar.examples.tree", "--backend", "inline"]) == 0
     assert on_dask == capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_line_makes_a_cluster(capsys):
+    assert main(["run", "forgepar.examples.tree", "--dask", "local", "--workers", "2"]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 # Clocks

@@ -73,6 +73,7 @@ class Traits(NamedTuple):
     Attributes:
         is_local: workers are processes of this machine, so that their memory can be looked at.
         remembers: a worker keeps callables and small values for later batches; else each batch brings all it needs.
+        ends_tasks: to kill a slot ends what it is at; else that goes on, unheard.
         batch_seconds: of work that a batch aims at; a message is to cost little beside it.
         stall_seconds: a slot that says nothing for longer has a task that was misjudged.
         claim_seconds: until a limit that was written is surely seen.
@@ -80,6 +81,7 @@ class Traits(NamedTuple):
 
     is_local: bool = True
     remembers: bool = True
+    ends_tasks: bool = True
     batch_seconds: float = 0.005
     stall_seconds: float = 0.005
     claim_seconds: float = 0.001

@@ -15,28 +15,31 @@ from __future__ import annotations
 import pickle
 import queue
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from forgepar.backends import dasksite
 from forgepar.backends.base import UNKNOWN_POSITION, Joined, Lost, Notice, Told, Traits
 from forgepar.backends.board import NO_LIMIT, mark
 from forgepar.backends.daskcluster import (
+    Came,
     Cluster,
     Failed,
     Freed,
     Heard,
+    Left,
     News,
-    Present,
+    Refused,
     Woken,
     Worker,
     connected,
     n_threads,
 )
 from forgepar.backends.daskparts import ClusterArena
+from forgepar.backends.daskslots import Sent, Slot
 from forgepar.backends.output import Said
 from forgepar.backends.wire import Batch, Reply
 from forgepar.errors import WorkerStartFailed
@@ -46,68 +49,7 @@ from forgepar.values.segment import Segment
 
 _LARGE_CALLABLE = 16 * 1024  # bytes; one pickled to more goes to each worker once, not with each batch
 _NO_BATCH = -1
-
-
-class _Sent(NamedTuple):
-    """A batch that a slot has: its number, Dask's future, and when it was sent."""
-
-    batch: int
-    future: Any
-    at: float
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A thread of a Dask worker.
-
-    Attributes:
-        number: the slot's number.
-        worker: whose thread it is; None while there is none.
-        sent: its batches that are not answered, in order.
-        answers: what replies came to that are before those of earlier batches.
-        at: where its batches are, as was last told: mark, and when that began by the worker's clock.
-        last: the mark that was told last of all.
-        limit: what it must not begin.
-        agreed: the limit that its worker is known to keep, and the farthest that it had come by then.
-        given_up: batches that may still run, though nobody waits for them.
-        n_given: tasks it was handed since its worker came.
-    """
-
-    number: int
-    worker: Worker | None = None
-    sent: deque[_Sent] = field(default_factory=deque)
-    answers: dict[int, list[Notice]] = field(default_factory=dict)
-    at: dict[int, tuple[int, float]] = field(default_factory=dict)
-    last: tuple[int, float] = (0, 0.0)
-    limit: int = NO_LIMIT
-    agreed: tuple[int, int] = (NO_LIMIT, 0)
-    given_up: set[int] = field(default_factory=set)
-    n_given: int = 0
-
-    @property
-    def mark(self) -> tuple[int, float]:
-        """The mark of the task it is at and when that began, as far as was told."""
-        return self.at.get(self.sent[0].batch, self.last) if self.sent else self.last
-
-    def in_order(self) -> Iterator[Notice]:
-        """Yield what the first batches came to: where a worker has several threads, a later one may be done first."""
-        while self.sent and self.sent[0].batch in self.answers:
-            yield from self.answers.pop(self.sent.popleft().batch)
-
-    def agree(self, limit: int, positions: Sequence[dasksite.Position]) -> None:
-        """Note that the worker keeps a limit, and where it was."""
-        self.agreed = (limit, max((at for _, at, _ in positions), default=0))
-
-    def clear(self) -> list[int]:
-        """Forget what it has; return the numbers of its batches."""
-        batches = [sent.batch for sent in self.sent]
-        for sent in self.sent:
-            sent.future.release()
-        self.sent.clear()
-        self.answers.clear()
-        self.at.clear()
-        self.limit, self.agreed = NO_LIMIT, (NO_LIMIT, 0)
-        return batches
+MEET_SECONDS = 10.0  # for the workers that are there when a backend is opened
 
 
 class DaskBackend:
@@ -145,7 +87,7 @@ class DaskBackend:
 
     name = "dask"
     # A batch is on its way for 10 ms, so it is to be worth that; and so is to take one back.
-    traits = Traits(is_local=False, remembers=False, batch_seconds=0.05, stall_seconds=0.25, claim_seconds=0.05)
+    traits = Traits(False, False, False, batch_seconds=0.05, stall_seconds=0.25, claim_seconds=0.05)
 
     arena: Arena
 
@@ -163,6 +105,7 @@ class DaskBackend:
             raise ValueError(f"on_kill={on_kill!r} is not known. Give 'forget' or 'restart'.")
         self._given = client
         self._restarts = on_kill == "restart"
+        self.traits = self.traits._replace(ends_tasks=self._restarts)
         self._patience = patience
         self._client = connected(client)
         self.n_slots = n_slots or sum(n_threads(self._client).values())
@@ -171,7 +114,7 @@ class DaskBackend:
             raise WorkerStartFailed(
                 f"the Dask cluster at {client!r} has no worker. Start some, or say n_slots= for those that will come."
             )
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._workers: dict[str, Worker] = {}
         self._cluster: Cluster | None = None
         self._era = 0
@@ -188,7 +131,7 @@ class DaskBackend:
         if self._cluster is not None:
             return
         self._client = self._client or connected(self._given)
-        self._slots = [_Slot(number) for number in range(self.n_slots)]
+        self._slots = [Slot(number) for number in range(self.n_slots)]
         self._workers = {}
         self._callables: dict[tuple[int, int], Segment] = {}
         self._newest = self._n_series = 0
@@ -197,7 +140,7 @@ class DaskBackend:
         self._cluster = Cluster(self._client)
         self.arena = self._values = ClusterArena(self._client, self._cluster.token)
         try:
-            self._meet(n_threads(self._client), is_first=True)
+            self._meet_first()
         except BaseException:
             self.close()
             raise
@@ -224,28 +167,45 @@ class DaskBackend:
 
     # Who is there
 
-    def _meet(self, present: Mapping[str, int], *, is_first: bool = False) -> list[Notice]:
-        """Take in which workers there are; return what follows from that."""
-        notices = [notice for address in set(self._workers) - set(present) for notice in self._part(address)]
-        new = [address for address in present if address not in self._workers]
-        for worker in self._open_cluster.met(new, is_first=is_first):
-            self._workers[worker.address] = worker
-            for slot in [slot for slot in self._slots if slot.worker is None][: present[worker.address]]:
-                slot.worker, slot.last, slot.n_given = worker, (0, 0.0), 0
-                notices.append(_joined(slot))
-        self._alone_since = None if self._workers else self._alone_since or time.perf_counter()
-        return notices
+    def _meet_first(self) -> None:
+        """Wait for the workers that there are; those that do not answer may yet come."""
+        missing = set(n_threads(self._client))
+        until = time.perf_counter() + MEET_SECONDS
+        while missing and time.perf_counter() < until:
+            with suppress(queue.Empty):
+                news = self._open_cluster.next(until - time.perf_counter())
+                if isinstance(news, Refused):
+                    raise WorkerStartFailed(news.message)
+                if isinstance(news, Came):
+                    missing.discard(news.worker.address)
+                elif isinstance(news, Left):
+                    missing.discard(news.address)
+                self._take(news)
+        if not self._workers:
+            self._alone_since = time.perf_counter()
 
-    def _part(self, address: str) -> Iterator[Notice]:
+    def _take_came(self, worker: Worker, n_threads: int) -> list[Notice]:
+        self._workers[worker.address] = worker
+        self._alone_since = None
+        free = [slot for slot in self._slots if slot.worker is None][:n_threads]
+        for slot in free:
+            slot.worker, slot.last, slot.n_given = worker, (0, 0.0), 0
+        return [_joined(slot) for slot in free]
+
+    def _take_left(self, address: str) -> list[Notice]:
         """Give up what a worker had that is gone."""
-        worker = self._workers.pop(address)
+        worker = self._workers.pop(address, None)
+        notices: list[Notice] = []
         for slot in self._slots:
-            if slot.worker is worker:
+            if slot.worker is not None and slot.worker is worker:
                 if not slot.given_up:  # else that was told
-                    yield self._lost(slot, UNKNOWN_POSITION)
+                    notices.append(self._lost(slot, UNKNOWN_POSITION))
                 slot.clear()
                 slot.given_up.clear()
                 slot.worker = None
+        if not self._workers and self._alone_since is None:
+            self._alone_since = time.perf_counter()
+        return notices
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that can take work at this moment."""
@@ -278,7 +238,7 @@ class DaskBackend:
             pure=False,
         )
         self._open_cluster.watch_over(future)
-        entry.sent.append(_Sent(batch.id, future, time.perf_counter()))
+        entry.sent.append(Sent(batch.id, future, time.perf_counter()))
         entry.n_given += batch.n_tasks
 
     def _lightened(self, batch: Batch, worker: Worker) -> Batch:
@@ -333,8 +293,13 @@ class DaskBackend:
         match news:
             case Heard():
                 return self._take_heard(news)
-            case Present(present):
-                return self._meet(present)
+            case Came(worker, n_threads):
+                return self._take_came(worker, n_threads)
+            case Left(address):
+                return self._take_left(address)
+            case Refused():
+                warnings.warn(f"{news.message} It gets no work.", stacklevel=2)
+                return []
             case Freed(number, batch):
                 return self._take_freed(self._slots[number], batch)
             case Failed(future):
@@ -375,7 +340,7 @@ class DaskBackend:
                 has[batch].at[batch] = has[batch].last = (at, started)
         return [told for batch, lines in said if batch in has for told in _told(has[batch], batch, lines)]
 
-    def _take_freed(self, slot: _Slot, batch: int) -> list[Notice]:
+    def _take_freed(self, slot: Slot, batch: int) -> list[Notice]:
         slot.given_up.discard(batch)
         return [_joined(slot)] if slot.worker is not None and not slot.given_up else []
 
@@ -387,14 +352,14 @@ class DaskBackend:
         fault = future.exception() if future.status == "error" else None
         return [self._give_up(slot, UNKNOWN_POSITION)._replace(fault=fault)]
 
-    def _lost(self, slot: _Slot, position: int) -> Lost:
+    def _lost(self, slot: Slot, position: int) -> Lost:
         assert slot.worker is not None
         began = slot.sent[0].at if slot.sent else 0.0
         if slot.sent and slot.sent[0].batch in slot.at:
             began = min(self.started(slot.number), time.perf_counter())
         return Lost(slot.number, slot.worker.pid, None, position, began, None)
 
-    def _give_up(self, slot: _Slot, position: int) -> Lost:
+    def _give_up(self, slot: Slot, position: int) -> Lost:
         """Let a slot go on with what it has, unheard, and take its place among the others when it is rid of that."""
         lost, worker = self._lost(slot, position), slot.worker
         assert worker is not None
@@ -485,12 +450,12 @@ class DaskBackend:
             self._open_cluster.restart(worker)
 
 
-def _joined(slot: _Slot) -> Joined:
+def _joined(slot: Slot) -> Joined:
     assert slot.worker is not None
     return Joined(slot.number, slot.worker.pid, slot.worker.address)
 
 
-def _told(slot: _Slot, batch: int, said: Sequence[Any]) -> list[Told]:
+def _told(slot: Slot, batch: int, said: Sequence[Any]) -> list[Told]:
     return [Told(slot.number, [Said(*one) for one in said], mark(batch, 0))] if said else []
 
 

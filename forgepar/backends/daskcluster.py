@@ -15,8 +15,8 @@ import queue
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -34,10 +34,24 @@ class Woken(NamedTuple):
     """Somebody wants the dispatcher to look around."""
 
 
-class Present(NamedTuple):
-    """Which workers there are, and how many threads each has."""
+class Came(NamedTuple):
+    """A worker is there that can take work, with so many threads."""
 
-    n_threads: Mapping[str, int]
+    worker: Worker
+    n_threads: int
+
+
+class Refused(NamedTuple):
+    """A worker is there that cannot."""
+
+    address: str
+    message: str
+
+
+class Left(NamedTuple):
+    """A worker is there no longer."""
+
+    address: str
 
 
 class Heard(NamedTuple):
@@ -69,7 +83,7 @@ class Gone(NamedTuple):
     error: Exception
 
 
-News: TypeAlias = Woken | Present | Heard | Failed | Freed | Gone
+News: TypeAlias = Woken | Came | Refused | Left | Heard | Failed | Freed | Gone
 
 
 class Clock:
@@ -162,48 +176,45 @@ class Cluster:
     # Who is there
 
     async def _watch(self) -> None:
-        known: Mapping[str, int] | None = None
+        """Look who is there, and ask those who are new what they are; nobody waits for one that does not answer."""
+        asked: dict[str, asyncio.Task[None]] = {}
         while True:
             try:
                 found = await self.client.scheduler.ncores()
             except Exception as error:
                 self._queue.put(Gone(error))
                 return
-            if found != known:
-                self._queue.put(Present(found))
-                known = found
+            for address in asked.keys() - found.keys():
+                asked.pop(address).cancel()
+                self._queue.put(Left(address))
+            for address, n_threads in found.items():
+                if address not in asked or (asked[address].done() and asked[address].exception() is not None):
+                    asked[address] = asyncio.ensure_future(self._meet(address, n_threads))
             await asyncio.sleep(_LOOK_SECONDS * (1 + len(found) / 100))
 
-    def met(self, addresses: Sequence[str], *, is_first: bool) -> list[Worker]:
-        """Return those of some workers that can take work.
-
-        Args:
-            addresses: of all.
-            is_first: complain at once of one that cannot; else with a warning, as a run goes on without it.
+    async def _meet(self, address: str, n_threads: int) -> None:
+        """Ask a worker what it is.
 
         Raises:
-            WorkerStartFailed: a worker has not this package, or another version of it or of Python.
+            OSError: it does not answer; if it is still there at the next look, it is asked again.
         """
-        if not addresses:
-            return []
         before = time.perf_counter()
-        found = self.client.run(dasksite.probe, workers=list(addresses), on_error="return")
-        after = time.perf_counter()
-        met = []
-        for address, answer in found.items():
-            if not (fault := _fault_of(answer)):
-                met.append(Worker(address, answer[2]))
-                met[-1].clock.sent(before, answer[3])
-                met[-1].clock.heard(after, answer[3])
-                continue
-            message = (
-                f"the Dask worker {address} {fault}. Workers, scheduler and caller need the same forgepar and the same "
-                f"Python; here are forgepar {__version__} and Python {platform.python_version()}."
+        answer = (await self.client.run(dasksite.probe, workers=[address], on_error="return"))[address]
+        if isinstance(answer, OSError):
+            raise answer
+        if fault := _fault_of(answer):
+            self._queue.put(
+                Refused(
+                    address,
+                    f"the Dask worker {address} {fault}. Workers, scheduler and caller need the same forgepar and the "
+                    f"same Python; here are forgepar {__version__} and Python {platform.python_version()}.",
+                )
             )
-            if is_first:
-                raise WorkerStartFailed(message)
-            warnings.warn(f"{message} It gets no work.", stacklevel=2)
-        return met
+            return
+        worker = Worker(address, answer[2])
+        worker.clock.sent(before, answer[3])
+        worker.clock.heard(time.perf_counter(), answer[3])
+        self._queue.put(Came(worker, n_threads))
 
     # Hearing
 
@@ -311,7 +322,7 @@ def connected(given: Any) -> Any:
     try:
         import distributed
     except ImportError as error:
-        raise ImportError("a Dask cluster needs distributed: pip install 'forgepar[dask]'") from error
+        raise _missing(error) from error
     if isinstance(given, distributed.Client):
         if given.asynchronous or given.status != "running":
             raise ValueError(f"{given!r} is asynchronous or closed. Give Client(address), and close it after the run.")
@@ -326,6 +337,30 @@ def connected(given: Any) -> Any:
         raise WorkerStartFailed(
             f"no Dask scheduler answers at {given!r} within {_CONNECT_SECONDS:g} s: {error}"
         ) from error
+
+
+@contextmanager
+def local_cluster(n_workers: int) -> Iterator[str]:
+    """Start a cluster on this machine, for this process alone: one thread a worker; give its address."""
+    try:
+        from distributed import LocalCluster
+    except ImportError as error:
+        raise _missing(error) from error
+    with LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+    ) as cluster:
+        address: str = cluster.scheduler_address
+        yield address
+
+
+def _missing(error: ImportError) -> ImportError:
+    return ImportError(f"a Dask cluster needs distributed ({error}): pip install 'forgepar[dask]'")
 
 
 def n_threads(client: Any) -> dict[str, int]:

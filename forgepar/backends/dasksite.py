@@ -1,4 +1,4 @@
-"""What runs on the workers of a Dask cluster: batches, as tasks of Dask's, and what the caller hears of them meanwhile.
+"""What runs on the workers of a Dask cluster: batches, as tasks of Dask's, and what the caller hears of them.
 
     Dask task run_batch ──> Site.run ──> Worker.run ──Reply──> event of Dask's ──> DaskBackend.wait
                                             │ positions, what tasks say
@@ -7,7 +7,6 @@
 
 Site     one caller's part of one Dask worker
 _Bench   runs one batch at a time; a Dask worker of several threads has several
-_Output  the process's streams, logging and warnings while batches run: what their threads tell goes to the caller
 
 Only what a batch says of itself is trusted: each brings all that it needs, so that Dask may run it again, anywhere.
 """
@@ -15,8 +14,6 @@ Only what a batch says of itself is trusted: each brings all that it needs, so t
 from __future__ import annotations
 
 import asyncio
-import io
-import logging
 import os
 import pickle
 import platform
@@ -24,29 +21,16 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TextIO, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from forgepar import contexts
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
+from forgepar.backends.daskoutput import Echo, Lines, SpeakersCapture, output
 from forgepar.backends.daskparts import Parts, SiteArena
-from forgepar.backends.output import (
-    LOG,
-    STDERR,
-    STDOUT,
-    STREAMS,
-    WARNING,
-    Capture,
-    Rules,
-    Said,
-    Voice,
-    pickled_record,
-    pickled_warning,
-)
+from forgepar.backends.output import STREAMS
 from forgepar.backends.wire import Batch
-from forgepar.backends.worker import Worker, be_inside
+from forgepar.backends.worker import Worker
 from forgepar.values.codec import is_segment
 from forgepar.version import __version__
 
@@ -187,13 +171,13 @@ class Site:
             self._running[order.batch] = bench
             begins_to_beat = not self._is_beating
             self._is_beating = True
-        _output.begin(bench)
+        output.begin(bench)
         if begins_to_beat:
             self._worker.loop.add_callback(self._beat)
         return bench
 
     def _end(self, order: Order, bench: _Bench) -> None:
-        _output.end(bench)
+        output.end(bench)
         with self._lock:
             del self._running[order.batch]
             self._barred.discard(order.batch)
@@ -323,10 +307,11 @@ class _Bench:
         self.arena = SiteArena(folder)
         # One reply a batch, at its end: Dask has the values of a batch that ended, and of no other.
         self.worker = Worker(0, self.arena, board, reply_seconds=float("inf"))
-        self.voice = _Echo(self.worker)
-        self.lines = {kind: _Lines(self.voice, kind) for kind in STREAMS}
+        self.voice = Echo(self.worker.task_number)
+        self.lines: Mapping[int, Lines] = {kind: Lines(self.voice, kind) for kind in STREAMS}
         self.worker.voice = self.voice
-        self.worker.capture = _Flush(self)
+        self.worker.capture = SpeakersCapture(self)
+        self.context = self.worker.context
         self.thread = 0
         self.era = 0
 
@@ -353,167 +338,3 @@ class _Bench:
     def look(self) -> tuple[int, float]:
         """Return the mark of the task it is at, and when that began."""
         return self.words[POSITION], self._times[STARTED]
-
-
-class _Echo(Voice):
-    """Keeps what tasks say until the caller is told."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.task = worker.task_number
-        self._said: list[Said] = []
-
-    def say(self, kind: int, payload: bytes, task: int | None = None) -> None:
-        self._said.append(Said(kind, self.task() if task is None else task, payload))
-
-    def take(self) -> list[tuple[int, int, bytes]]:
-        """Return what was said since the last time."""
-        taken, self._said[: len(self._said)] = self._said[:], []
-        return [(said.kind, said.task, said.payload) for said in taken]
-
-
-class _Lines:
-    """What a bench's tasks print on one stream, told line by line."""
-
-    def __init__(self, voice: Voice, kind: int) -> None:
-        self._voice = voice
-        self._kind = kind
-        self._task = 0
-        self._part = ""
-        self._lock = threading.Lock()  # a task's threads print as well
-
-    def write(self, text: str) -> None:
-        with self._lock:
-            if (task := self._voice.task()) != self._task:
-                self._finish()
-                self._task = task
-            whole, end, self._part = (self._part + text).rpartition("\n")
-            if end:
-                self._voice.say(self._kind, (whole + end).encode(errors="backslashreplace"), self._task)
-
-    def finish(self) -> None:
-        """Put an end to a line that has none."""
-        with self._lock:
-            self._finish()
-
-    def _finish(self) -> None:
-        if self._part:
-            part, self._part = self._part, ""
-            self._voice.say(self._kind, (part + "\n").encode(errors="backslashreplace"), self._task)
-
-
-class _Flush(Capture):
-    """What a `Worker` knows of the capture of its output, which here is the whole process's."""
-
-    def __init__(self, bench: _Bench) -> None:
-        self._bench = bench
-
-    def flush(self) -> None:
-        for lines in self._bench.lines.values():
-            lines.finish()
-
-    def follow(self, rules: Rules) -> None:
-        """Log as the caller does, below "forgepar.tasks"; other loggers and the filters of warnings are Dask's."""
-        levels = [rules.levels.get(name, 0) for name in ("forgepar.tasks", "forgepar", "")]
-        logging.getLogger("forgepar.tasks").setLevel(next(filter(None, levels), logging.NOTSET))
-
-
-class _Output:
-    """What this process prints, logs and warns of, told by the thread that does: a batch's goes to its bench."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._benches: dict[int, _Bench] = {}
-        self._streams: list[_Stream] = []
-        self._handler = _Handler()
-        self._showwarning = warnings.showwarning
-
-    def here(self) -> _Bench | None:
-        """Return the bench of this thread; one that a task started belongs to it where only one task runs."""
-        benches = self._benches
-        found = benches.get(threading.get_ident())
-        if found is None and len(benches) == 1 and threading.current_thread().name not in _LOOP_THREADS:
-            return next(iter(benches.values()), None)
-        return found
-
-    def begin(self, bench: _Bench) -> None:
-        with self._lock:
-            if not self._benches:
-                self._install()
-            self._benches[bench.thread] = bench
-
-    def end(self, bench: _Bench) -> None:
-        with self._lock:
-            self._benches.pop(bench.thread, None)
-            if not self._benches:
-                self._restore()
-
-    def context(self) -> contexts.TaskContext | None:
-        bench = self.here()
-        return bench.worker.context() if bench is not None else None
-
-    def _install(self) -> None:
-        self._streams = [_Stream(STDOUT, sys.stdout), _Stream(STDERR, sys.stderr)]
-        sys.stdout, sys.stderr = self._streams
-        self._showwarning = warnings.showwarning
-        warnings.showwarning = self._warn  # type: ignore[assignment]  # it passes on whatever it is given
-        logging.getLogger().addHandler(self._handler)
-        contexts.use(self.context)
-        be_inside()
-
-    def _restore(self) -> None:
-        """Put back what nobody else has changed meanwhile."""
-        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
-            if getattr(sys, name) is stream:
-                setattr(sys, name, stream.original)
-        if warnings.showwarning == self._warn:
-            warnings.showwarning = self._showwarning
-        logging.getLogger().removeHandler(self._handler)
-        contexts.use(None)
-        be_inside(is_inside=False)
-
-    def _warn(self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
-        bench = self.here()
-        if bench is None:
-            self._showwarning(message, category, filename, lineno, *more)
-            return
-        bench.voice.say(WARNING, pickled_warning(message, category, filename, lineno))
-
-
-# Threads of Dask's own in a worker process, beside those that run tasks.
-_LOOP_THREADS = ("MainThread", "IO loop", "Profile", "AsyncProcess")
-
-
-class _Stream(io.TextIOBase):
-    def __init__(self, kind: int, original: TextIO) -> None:
-        self._kind = kind
-        self.original = original
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.original.fileno()
-
-    def flush(self) -> None:
-        self.original.flush()
-
-    def write(self, text: str) -> int:
-        bench = _output.here()
-        if bench is None:
-            return self.original.write(text)
-        bench.lines[self._kind].write(text)
-        return len(text)
-
-
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        bench = _output.here()
-        if bench is None or record.name.startswith("distributed"):
-            return
-        try:
-            bench.voice.say(LOG, pickled_record(record))
-        except Exception:
-            self.handleError(record)
-
-
-_output = _Output()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from forgepar.backends.dask import DaskBackend
+from forgepar.backends.daskcluster import local_cluster
 from forgepar.backends.process import START_METHODS
 from forgepar.commands.base import BAD_USAGE, DONE, TASK_FAILED, Commands, add_target_command
 from forgepar.errors import RunTimeout, WorkflowFailed
@@ -26,7 +29,11 @@ def add_to(commands: Commands) -> None:
     command = add_target_command(commands, "run", run, "run a workflow and print the values of its leaves")
     command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
     command.add_argument("--backend", choices=("process", "inline"), default="process")
-    command.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, such as tcp://host:8786")
+    command.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on a Dask cluster, such as tcp://host:8786; local: on one of --workers processes, made for the run",
+    )
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
     command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
@@ -57,12 +64,7 @@ def add_to(commands: Commands) -> None:
 
 def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
-    with WorkflowExecutor(
-        arguments.workers,
-        backend=DaskBackend(arguments.dask) if arguments.dask else arguments.backend,
-        start_method=arguments.start_method,
-        memory_budget=arguments.memory_budget,
-    ) as executor:
+    with _executor(arguments) as executor:
         try:
             result = executor.run(
                 workflow,
@@ -83,6 +85,22 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     if arguments.save_durations:
         arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
     return DONE
+
+
+@contextmanager
+def _executor(arguments: argparse.Namespace) -> Iterator[WorkflowExecutor]:
+    """Start what a run is to run on."""
+    with ExitStack() as stack:
+        workers, backend = arguments.workers, arguments.backend
+        if arguments.dask == "local":
+            backend = DaskBackend(stack.enter_context(local_cluster(workers or available_cpus())))
+            workers = None
+        elif arguments.dask:
+            backend = DaskBackend(arguments.dask)
+        executor = WorkflowExecutor(
+            workers, backend=backend, start_method=arguments.start_method, memory_budget=arguments.memory_budget
+        )
+        yield stack.enter_context(executor)
 
 
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
