@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 import subprocess
@@ -9,6 +10,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def restore_exceptions() -> None:
+    """Have exceptions pickled as ever: to import Dask changes that for all classes there are, by way of tblib.
+
+    Other tests of the same process are about exceptions without it, and it adds notes twice.
+    """
+    import dask.multiprocessing  # noqa: F401  (what changes it)
+
+    for kind in list(copyreg.dispatch_table):
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            del copyreg.dispatch_table[kind]
 
 
 @contextmanager

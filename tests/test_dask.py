@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 
@@ -14,7 +15,7 @@ from conftest import wait_until
 
 distributed = pytest.importorskip("distributed", reason="distributed is in the extra dask")
 
-from daskcluster import cluster  # noqa: E402
+from daskcluster import cluster, restore_exceptions  # noqa: E402
 from test_backends import Contract, add, fail, identity  # noqa: E402
 
 import forgepar as fp  # noqa: E402
@@ -22,6 +23,8 @@ from forgepar import events  # noqa: E402
 from forgepar.backends import daskcluster  # noqa: E402
 from forgepar.backends.daskparts import ClusterArena  # noqa: E402
 from forgepar.cli import main  # noqa: E402
+
+restore_exceptions()
 
 
 @pytest.fixture(scope="module")
@@ -414,6 +417,15 @@ def test_no_worker(wf):
 )
 def test_workers_that_cannot_take_work_are_named(answer, fault):
     assert fault in daskcluster._fault_of(answer)
+
+
+def test_without_distributed_an_error_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r"pip install 'forgepar\[dask\]'"):
+        fp.DaskBackend("tcp://127.0.0.1:9")
+    for where in ("local", "tcp://127.0.0.1:9"):
+        assert main(["run", "forgepar.examples.tree", "--dask", where]) == 2
+        assert "pip install 'forgepar[dask]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [7, None])

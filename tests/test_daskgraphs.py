@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from operator import add
 
@@ -15,10 +16,13 @@ from dask._task_spec import Alias, DataNode, Task, TaskRef  # noqa: E402
 from dask.callbacks import Callback  # noqa: E402
 from dask.diagnostics import ProgressBar  # noqa: E402
 from dask.utils_test import GetFunctionTestMixin, inc  # noqa: E402
+from daskcluster import restore_exceptions  # noqa: E402
 
 import forgepar as fp  # noqa: E402
 from forgepar import daskgraphs  # noqa: E402
 from forgepar.daskstep import Kept, Node, packed  # noqa: E402
+
+restore_exceptions()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,6 +84,12 @@ def test_nodes_that_need_each_other():
 def test_nothing_to_compute_needs_no_worker(monkeypatch):
     monkeypatch.setattr(daskgraphs, "_executor", None)
     assert fp.dask_get({"x": 1, "y": "x"}, ["x", "y"]) == (1, 1)
+
+
+def test_without_dask_an_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask.callbacks", None)
+    with pytest.raises(ImportError, match=r"pip install 'forgepar\[dask\]'"):
+        fp.dask_get({"x": 1}, "x")
 
 
 def test_functions_and_classes_of_a_script_travel():

@@ -92,11 +92,14 @@ def _executor(arguments: argparse.Namespace) -> Iterator[WorkflowExecutor]:
     """Start what a run is to run on."""
     with ExitStack() as stack:
         workers, backend = arguments.workers, arguments.backend
-        if arguments.dask == "local":
-            backend = DaskBackend(stack.enter_context(local_cluster(workers or available_cpus())))
-            workers = None
-        elif arguments.dask:
-            backend = DaskBackend(arguments.dask)
+        try:
+            if arguments.dask == "local":
+                backend = DaskBackend(stack.enter_context(local_cluster(workers or available_cpus())))
+                workers = None
+            elif arguments.dask:
+                backend = DaskBackend(arguments.dask)
+        except ImportError as error:  # it says what to install
+            raise ValueError(str(error)) from error
         executor = WorkflowExecutor(
             workers, backend=backend, start_method=arguments.start_method, memory_budget=arguments.memory_budget
         )
