@@ -22,6 +22,7 @@ __all__ = [
     "Collected",
     "Command",
     "CyclicWorkflow",
+    "DaskBackend",
     "DuplicateTaskName",
     "EmptyWorkflow",
     "FailedAttempt",
@@ -88,6 +89,7 @@ __all__ = [
     "attempt",
     "context",
     "critical_path",
+    "dask_get",
     "empty",
     "empty_like",
     "find_cycle",
@@ -122,6 +124,8 @@ _HOME = {
     "rollback": ("RollbackReport",),
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
     "contexts": ("RunProgress", "TaskContext", "context"),
+    "backends.dask": ("DaskBackend",),
+    "daskgraphs": ("dask_get",),
     "values.inplace": ("empty", "empty_like"),
     "inputs": ("File",),
     "pool": ("ForgeExecutor",),
@@ -133,6 +137,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from forgepar.audit import AuditLog
+    from forgepar.backends.dask import DaskBackend
     from forgepar.backends.futures import FuturesBackend
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
@@ -141,6 +146,7 @@ if TYPE_CHECKING:
     from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
+    from forgepar.daskgraphs import dask_get
     from forgepar.displays import RunningTask
     from forgepar.errors import (
         ArenaFull,

@@ -18,12 +18,14 @@ class Durations:
 
     Args:
         n_callables: how many there are.
+        target_seconds: of work that a batch aims at.
 
     Attributes:
         seconds: the average of each callable; nan while nothing is known.
     """
 
-    def __init__(self, n_callables: int) -> None:
+    def __init__(self, n_callables: int, target_seconds: float = TARGET_SECONDS) -> None:
+        self._target_seconds = target_seconds
         self.seconds = [math.nan] * n_callables
         self._seen = [0] * n_callables
 
@@ -58,5 +60,5 @@ class Durations:
         seen = self._seen[number]
         if not seen:
             return 1
-        wanted = min(int(TARGET_SECONDS / max(self.seconds[number], 1e-9)), seen * _GROWTH)
+        wanted = min(int(self._target_seconds / max(self.seconds[number], 1e-9)), seen * _GROWTH)
         return max(1, min(wanted, -(-n_ready // n_slots)))

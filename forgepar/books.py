@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from forgepar.backends.base import Lost
+from forgepar.backends.base import Joined, Lost
 from forgepar.backends.wire import Reply
 from forgepar.effects import Effect, FellBack, LayerCompleted, LayerStarted, Retried, Skipped, TaskFailed
 from forgepar.events import (
@@ -33,6 +33,7 @@ from forgepar.events import (
     WorkflowToolFallback,
     WorkflowValueSpilled,
     WorkflowWorkerDied,
+    WorkflowWorkerJoined,
 )
 from forgepar.journal import Journal
 from forgepar.keeping import EARLIER_RUN, Keeper
@@ -154,6 +155,12 @@ class Books:
         """Note an event now, behind what is queued; its time is this, by the clock that tells those of tasks."""
         self._notes.append(replace(event, at=self._now()))
         self.keep()
+
+    def joined(self, joined: Joined) -> None:
+        """Note where a worker is."""
+        if joined.address:
+            self.ledger.addresses[joined.slot] = joined.address
+            self.event(WorkflowWorkerJoined(self._now(), joined.slot, joined.pid, joined.address))
 
     def death(self, lost: Lost, blamed: int | None) -> None:
         """Note that a worker ended, and which task was blamed."""

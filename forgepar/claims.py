@@ -10,12 +10,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from forgepar.backends.base import Backend
+from forgepar.backends.base import Backend, traits_of
 from forgepar.backends.board import NO_LIMIT, mark, unmark
 from forgepar.flight import Flight
-
-_STALL_SECONDS = 0.005  # a batch's aim: a slot that says nothing for longer has a task that was misjudged
-_CLAIM_SECONDS = 0.001  # until a limit that was written is surely seen (see board.py)
 
 
 class Claims:
@@ -29,6 +26,10 @@ class Claims:
 
     def __init__(self, backend: Backend, flights: Sequence[deque[Flight]], pids: Sequence[int]) -> None:
         self._backend = backend
+        traits = traits_of(backend)
+        self._stall_seconds, self._claim_seconds = traits.stall_seconds, traits.claim_seconds
+        # Where the way to a slot is long, its position is known late: then the backend tells how far it may be.
+        self._may_be_at = getattr(backend, "may_be_at", backend.position)
         self._flights = flights
         self._pids = pids
         self._limits = [NO_LIMIT] * len(flights)
@@ -45,9 +46,9 @@ class Claims:
             is_over: nothing is handed out any more.
         """
         if self._limited_at:
-            return _CLAIM_SECONDS
+            return self._claim_seconds
         stalls = not is_over and self._some_slot_idles() and any(map(_n_unbegun, self._flights))
-        return _STALL_SECONDS if stalls else None
+        return self._stall_seconds if stalls else None
 
     def step(self, *, is_wanted: bool) -> Iterator[tuple[Flight, int, int]]:
         """Limit slots that have stalled while another idles, or claim from those that were limited before.
@@ -59,7 +60,7 @@ class Claims:
             A flight, and the places of the tasks that are not its own any more.
         """
         if self._limited_at:
-            if time.perf_counter() - self._limited_at >= _CLAIM_SECONDS:
+            if time.perf_counter() - self._limited_at >= self._claim_seconds:
                 self._limited_at = 0.0
                 for slot in range(len(self._flights)):
                     yield from self._claim(slot)
@@ -68,7 +69,7 @@ class Claims:
             return
         now = time.perf_counter()
         for slot, has in enumerate(self._flights):
-            if not self.is_limited(slot) and _n_unbegun(has) and now - has[0].since > _STALL_SECONDS:
+            if not self.is_limited(slot) and _n_unbegun(has) and now - has[0].since > self._stall_seconds:
                 self._limit_here(slot)
                 self._limited_at = now
 
@@ -98,7 +99,7 @@ class Claims:
 
     def _claim(self, slot: int) -> Iterator[tuple[Flight, int, int]]:
         """Take what lies behind a slot's limit, if the slot has not passed that."""
-        limit, position = self._limits[slot], self._backend.position(slot)
+        limit, position = self._limits[slot], self._may_be_at(slot)
         if limit == NO_LIMIT or position >= limit:
             return
         batch, place = unmark(limit)

@@ -28,8 +28,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
-from forgepar.backends.board import unmark
+from forgepar.backends.base import UNKNOWN_POSITION, Backend, Joined, Lost, Notice, Told, traits_of
+from forgepar.backends.board import mark, unmark
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
@@ -63,10 +63,12 @@ from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.standing import error_text
 from forgepar.values.codec import Wire, decode, encode, is_segment
-from forgepar.watch import Sentence, Watch
+from forgepar.watch import GOES_ON, Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
-_SHORT_SECONDS = 0.010  # twice a batch's aim: behind it a second batch saves its round trip of 0.1 ms, else 1 % at most
+# A batch of at most twice what batches aim at: behind it a second one saves its round trip, else 1 % at most.
+_SHORT = 2.0
+_MOST_LOSSES = 3  # of its worker under a task, where nothing tells what that was at; after the first it runs alone
 _WEIGH_SECONDS = 0.01  # between two weighings of an eager order, at least
 
 
@@ -125,7 +127,12 @@ class Dispatcher:
         self.backend = backend
         self._shipment = shipment
         self._next_batch = next_batch
-        self.durations = Durations(len(plan.callables))
+        traits = traits_of(backend)
+        self._remembers = traits.remembers
+        self._ends_tasks = traits.ends_tasks
+        self._short_seconds = _SHORT * traits.batch_seconds
+        self._losses: dict[int, int] = {}  # by task, how often its worker was lost in the midst of its batch
+        self.durations = Durations(len(plan.callables), traits.batch_seconds)
         self.flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
         self.pids = [0] * backend.n_slots
         self._claims = Claims(backend, self.flights, self.pids)
@@ -156,14 +163,14 @@ class Dispatcher:
         self.books.start_clock()
         restored = None if self._keeper is None else self._keeper.begin(self.books.ledger, self.backend.arena)
         self.books.begin()
+        for joined in self.backend.joined():
+            self._welcome(joined)
         self._watch.begin(self.books.ledger.began)
         if self._cancel is not None and self._cancel.ends_at is not None:
             self._watch.cancel_at = time.perf_counter() + self._cancel.ends_at - time.monotonic()
         if self._keeper is not None and restored is not None:
             self._restore(self._keeper, restored)
         self._note(self.state.begin())
-        for joined in self.backend.joined():
-            self.pids[joined.slot] = joined.pid
         self._loop()
         if self.state.status_is_bad and self._policy.rollback != "none":
             self._roll_back()
@@ -268,7 +275,7 @@ class Dispatcher:
         A slot with a long task gets none: what waits behind it could run on the slot that is free next.
         """
         state, flights = self._active, self.flights
-        if self._memory.guard.is_scarce(time.perf_counter()) and state.head() is not None:
+        if self._memory.is_scarce(time.perf_counter()) and state.head() is not None:
             self._hold_back()
             return
         self._is_paused = False
@@ -277,7 +284,7 @@ class Dispatcher:
             self._may_be_parked = False
         if self._policy.schedule == "eager":
             self._weigh()  # before the look at the head, which it may change
-        for depth in range(1, IN_FLIGHT + 1):
+        for depth in range(1, self._most_in_flight + 1):
             head = state.head()
             if head is None:
                 break
@@ -289,7 +296,9 @@ class Dispatcher:
 
     def _give(self, slot: int, share: int) -> None:
         """Send a slot a batch; where tasks of one template are too few for it, a second one of the next."""
-        while share > 0 and len(self.flights[slot]) < IN_FLIGHT and (head := self._active.head()) is not None:
+        while (
+            share > 0 and len(self.flights[slot]) < self._most_in_flight and (head := self._active.head()) is not None
+        ):
             template, called = head[0], self.plan.callable_of[head[0]]
             if self._memory.is_declared and not self._admits(slot, template):
                 continue
@@ -297,16 +306,38 @@ class Dispatcher:
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
             tasks = self._active.take(size)
-            is_short = self.durations.seconds[called] * len(tasks) <= _SHORT_SECONDS  # False for nan: nothing is known
+            if self._losses:
+                tasks = self._apart(template, tasks)
+            seconds = self.durations.seconds[called] * len(tasks)
+            is_short = seconds <= self._short_seconds  # False for nan: nothing is known
             number = self._next_batch()
             if self._holdings.unloaded and self._keeper is not None:
                 self._holdings.load(tasks, self._keeper.load)
+            if not self._remembers:
+                self._shipment.forget(slot)
             batch = self._shipment.batch(slot, number, template, tasks, self._holdings.values, self.state.attempts)
             self.flights[slot].append(Flight(number, template, tasks, is_short))
             self.backend.send(slot, batch)
             share -= len(tasks)
             if len(tasks) == size or not is_short:
                 return
+
+    @property
+    def _most_in_flight(self) -> int:
+        """Batches a slot; while a task is suspected one, as the loss of a worker may take the reply before along."""
+        return 1 if self._losses else IN_FLIGHT
+
+    def _apart(self, template: int, tasks: Tasks) -> Tasks:
+        """Have a task under which a worker was lost run alone, as the next loss is to tell whether it is to blame."""
+        alone = next((place for place, task in enumerate(tasks) if int(task) in self._losses), len(tasks))
+        n_kept = max(1, alone)
+        if n_kept < len(tasks):
+            self._active.put_back(template, tasks[n_kept:])
+        return tasks[:n_kept]
+
+    def _welcome(self, joined: Joined) -> None:
+        self.pids[joined.slot] = joined.pid
+        self.books.joined(joined)
 
     def _admits(self, slot: int, template: int) -> bool:
         """Tell whether a slot may get tasks of a template; set them aside where there is no memory for them now."""
@@ -388,7 +419,7 @@ class Dispatcher:
             if type(notice) is Reply:
                 self._take_reply(notice)
             elif type(notice) is Joined:
-                self.pids[notice.slot] = notice.pid
+                self._welcome(notice)
             elif type(notice) is Lost:
                 self._take_loss(notice)
             else:
@@ -405,6 +436,8 @@ class Dispatcher:
             marks = memoryview(reply.marks).cast("d")
             self.durations.observe(self.plan.callable_of[flight.template], marks[-1] - marks[0], len(tasks))
             flight.n_done += len(tasks)
+            for task in self._losses.keys() & set(map(int, tasks)) if self._losses else ():
+                del self._losses[task]
         if reply.peak_rss:
             self._peaks[slot] = reply.peak_rss
         n_good = len(tasks) - (reply.failure is not None)
@@ -498,7 +531,7 @@ class Dispatcher:
         worker = slot if worker is None else worker
         error.add_note(
             f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {worker} "
-            f"(pid {self.pids[slot]})"
+            f"({self._place(slot)}pid {self.pids[slot]})"
         )
         if traceback:
             error.add_note("traceback in the worker:\n" + traceback.rstrip())
@@ -526,7 +559,7 @@ class Dispatcher:
         self.flights[slot] = deque()
         self._shipment.forget(slot)
         sentence = self._watch.sentences.pop(slot, None)
-        at_batch, at = unmark(lost.position)
+        at_batch, at = unmark(lost.position if lost.position != UNKNOWN_POSITION else self._suspected(flights))
         blamed: int | None = None
         template = 0
         for flight in flights:
@@ -544,6 +577,24 @@ class Dispatcher:
             self._blame(blamed, template, lost, sentence)
         self.pids[slot] = self._peaks[slot] = 0
 
+    def _suspected(self, flights: Sequence[Flight]) -> int:
+        """Note what a worker was lost under; return the mark of the task to blame, if there is one by now."""
+        if not flights:
+            return 0
+        flight = flights[0]
+        for task in map(int, flight.tasks[flight.n_done : flight.n_own]):
+            self._losses[task] = self._losses.get(task, 0) + 1
+        is_alone = flight.n_own - flight.n_done == 1
+        first = int(flight.tasks[flight.n_done])
+        if not is_alone or self._losses[first] < _MOST_LOSSES:
+            return 0
+        del self._losses[first]
+        return mark(flight.id, flight.n_done)
+
+    def _place(self, slot: int) -> str:
+        address = self.books.ledger.addresses.get(slot)
+        return f"{address}, " if address else ""
+
     def _put_back(self, flight: Flight, first: int, end: int) -> None:
         if first < end:
             self._active.put_back(flight.template, flight.tasks[first:end])
@@ -558,7 +609,8 @@ class Dispatcher:
         if sentence is not None or self._active.halted:  # begun just after the one meant had ended
             self._active.put_back(template, range(task, task + 1))
             return
-        error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot])
+        address = self.books.ledger.addresses.get(lost.slot, "")
+        error = worker_died(lost, self.plan.name(task), self._peaks[lost.slot], address)
         if told := self.console.last_errors(lost.slot, task):
             error.add_note("the last that it wrote to stderr:\n" + told)
         self._fail(task, template, error, lost.slot, "")
@@ -647,6 +699,8 @@ class Dispatcher:
             running=running,
             stacks=stacks,
         )
+        if running and not self._ends_tasks:
+            self.ended_by.add_note(f"what does not return within {self._policy.grace_seconds:g} s: {GOES_ON}")
         for name, stack in stacks.items():
             self.ended_by.add_note(f"where {name!r} was, innermost call first:\n{stack}")
         self._note(self.state.halt())

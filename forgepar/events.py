@@ -216,6 +216,15 @@ class WorkflowCancelled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkflowWorkerJoined(Event):
+    """A worker that may be on another machine took work of the run from here on; ``pid`` is of that machine."""
+
+    worker: int
+    pid: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowWorkerDied(Event):
     """A worker process ended in the course of the run."""
 

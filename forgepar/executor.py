@@ -59,7 +59,8 @@ class WorkflowExecutor:
     Args:
         workers: how many worker processes; None: one for each CPU this process may use.
         backend: "process" or "inline" (in this process, one task after the other, for debugging); or a backend made
-            for the purpose, such as `FuturesBackend`, which has its own workers: then none of the other arguments.
+            for the purpose, such as `FuturesBackend` or `DaskBackend`, which has its own workers (then none of the
+            other arguments) and is closed with the executor.
         start_method: "forkserver", "spawn" or "fork"; None: forkserver where there is one, else spawn.
         memory_budget: most bytes of large values to hold in shared memory at once, or text such as "2GiB"; what does
             not fit goes to the temporary folder. None: half of the memory that is available.

@@ -20,16 +20,18 @@ def raised(failure: Failure) -> Exception:
     return RemoteError(message, type_name=failure.type_name, text=failure.text)
 
 
-def worker_died(lost: Lost, task: str, peak_rss: int) -> WorkerDied:
+def worker_died(lost: Lost, task: str, peak_rss: int, address: str = "") -> WorkerDied:
     """Return what a task fails with whose worker ended under it.
 
     Args:
         lost: what is known of the end.
         task: the task's name.
         peak_rss: most memory that the worker told of, bytes; 0 if it had not.
+        address: where the worker was, if that is known.
     """
+    place = f"{address}, " if address else ""
     error = WorkerDied(
-        f"worker {lost.slot} (pid {lost.pid}) {_how_it_ended(lost)} while it ran task {task!r}. "
+        f"worker {lost.slot} ({place}pid {lost.pid}) {_how_it_ended(lost)} while it ran task {task!r}. "
         "Look for os._exit, a crash in C code or a lack of memory there; retries= runs it again.",
         exit_code=lost.exit_code,
         pid=lost.pid,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from forgepar.backends.base import Backend
+from forgepar.backends.base import Backend, traits_of
 from forgepar.backends.board import unmark
 from forgepar.errors import InsufficientMemory, TaskMemoryExceeded
 from forgepar.machine import as_text, available_memory, total_memory
@@ -72,6 +73,13 @@ class Memory:
         self._processes: dict[int, Any] = {}  # psutil's, by slot
         self._trees: dict[int, list[Any]] = {}
         self._idle: dict[int, int] = {}
+        self._is_local = traits_of(backend).is_local
+        if not self._is_local and any(plan.memories):
+            warnings.warn(
+                f"memory= of tasks is not watched by the backend {backend.name!r}, whose workers are elsewhere. "
+                "Limit their memory where they are started.",
+                stacklevel=5,
+            )
         self.grow(plan)
 
     def grow(self, plan: Plan) -> None:
@@ -80,7 +88,7 @@ class Memory:
         Raises:
             InsufficientMemory: one of them declares more than can be had.
         """
-        declared = plan.memories
+        declared = plan.memories if self._is_local else [0] * len(plan.memories)
         if any(declared):
             self._available = self.most
         available = self._available
@@ -104,6 +112,10 @@ class Memory:
         return self._available or available_memory()
 
     # Admission
+
+    def is_scarce(self, now: float) -> bool:
+        """Tell whether so little memory is available that nothing is to be handed out."""
+        return self._is_local and self.guard.is_scarce(now)
 
     def fits(self, slot: int, template: int, flights: Sequence[Sequence[Held]]) -> bool:
         """Tell whether a slot may get a batch of a template: tasks of a slot run one after the other."""

@@ -12,8 +12,10 @@ import pickle
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from pickle import PickleBuffer
+from pickle import READONLY_BUFFER, PickleBuffer
 from typing import Any
+
+_CUT = {"READONLY_BUFFER": 1, "FRAME": 9}  # bytes that each takes
 
 
 def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None = None) -> bytes:
@@ -71,6 +73,27 @@ class EachOf:
 
     def __call__(self, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [self._fn(*row) for row in rows]
+
+
+def loads_own(data: bytes | memoryview, buffers: Iterable[Any]) -> Any:
+    """Unpickle a value into copies of its buffers, which can be written even if what was pickled could not.
+
+    An array that is a view of memory which others read is pickled with a mark that makes it read-only again.
+    """
+    data = bytes(data)
+    return pickle.loads(_unmarked(data) if READONLY_BUFFER in data else data, buffers=map(bytearray, buffers))
+
+
+def _unmarked(data: bytes) -> bytes:
+    """Return a pickle without the marks that make buffers read-only, and without frames, as it is shorter by them."""
+    import pickletools
+
+    kept, begin = list[bytes](), 0
+    for opcode, _, at in pickletools.genops(data):
+        if at is not None and opcode.name in _CUT:
+            kept.append(data[begin:at])
+            begin = at + _CUT[opcode.name]
+    return b"".join([*kept, data[begin:]])
 
 
 @functools.cache

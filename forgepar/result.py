@@ -17,6 +17,7 @@ from forgepar.errors import MissingResult, ResultReleased
 from forgepar.events import Event, WorkflowTaskFailed, WorkflowTaskRetried, WorkflowToolFallback
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_text
+from forgepar.pickling import loads_own
 from forgepar.plan import Plan
 from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
@@ -113,6 +114,7 @@ class Ledger:
         self.began_at = 0.0
         self.wall_seconds = 0.0
         self.n_slots = 0
+        self.addresses: dict[int, str] = {}
         self.schedule = "layers"
         self.cpu_seconds = 0.0
         self.peak_rss = 0
@@ -138,9 +140,9 @@ class Outputs:
     def __init__(self, values: list[Wire], kept: NDArray[np.bool_], arena: Arena) -> None:
         self._kept = kept
         self._decoded: dict[int, Any] = {}
-        self._mapped = {
-            task: arena.read(values[task]) for task in np.flatnonzero(kept).tolist() if is_segment(values[task])
-        }
+        large = [task for task in np.flatnonzero(kept).tolist() if is_segment(values[task])]
+        arena.expect([values[task] for task in large])
+        self._mapped = {task: arena.read(values[task]) for task in large}
         all_kept = bool(kept.all())
         self._values = values if all_kept else [v if k else None for v, k in zip(values, kept.tolist(), strict=True)]
 
@@ -159,7 +161,7 @@ class Outputs:
     def detach(self) -> None:
         """Decode all large values anew, into memory of their own that can be written."""
         for task, (stream, *buffers) in self._mapped.items():
-            self._decoded[task] = pickle.loads(stream, buffers=map(bytearray, buffers))
+            self._decoded[task] = loads_own(stream, buffers)
         self._mapped.clear()
 
 
@@ -183,6 +185,7 @@ class RunResult:
         wall_seconds: how long the run took.
         cpu_seconds: CPU time that workers spent in it.
         peak_rss: largest resident memory of a worker so far, bytes.
+        addresses: where each worker was, by its number, of those that other machines may have had.
         rollback: what was undone after the run failed or was called off.
         not_stored: why the run store keeps no value of some tasks, by name; empty where there is no store.
 
@@ -216,6 +219,7 @@ class RunResult:
         self.cpu_seconds = ledger.cpu_seconds
         self.peak_rss = ledger.peak_rss
         self.not_stored: Mapping[str, str] = {}
+        self.addresses = ledger.addresses
 
     @property
     def ok(self) -> bool:

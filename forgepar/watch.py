@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from forgepar.backends.base import Backend
+from forgepar.backends.base import Backend, traits_of
 from forgepar.backends.board import unmark
 from forgepar.errors import TaskError, TaskTimeout
 from forgepar.plan import Plan, Tasks
 from forgepar.runstate import RunPolicy
 
+GOES_ON = "its thread cannot be ended from outside, and its slot gets no work until it returns"
 TERM_SECONDS = 0.5  # from asking a worker to end, which lets a task's own handler clean up, to ending it
 _SECOND_LOOK_SECONDS = 0.001  # a mark and a start are two words: one look may see them a task apart
 
@@ -58,6 +59,7 @@ class Watch:
         self.cancel_at = math.inf
         self._policy = policy
         self._backend = backend
+        self._ends_tasks = traits_of(backend).ends_tasks
         self.grow(plan)
         self._retries: list[tuple[float, int]] = []
         self._run_ends_at = math.inf
@@ -153,8 +155,9 @@ class Watch:
     def condemn(self, slot: int, task: int, now: float) -> TaskTimeout:
         """Sentence a worker; its task is to fail with the error returned."""
         seconds = self._plan.spec(task).options.timeout or 0.0
+        done = "its worker was ended" if self._ends_tasks else f"it was given up; {GOES_ON}"
         error = TaskTimeout(
-            f"task {self._plan.name(task)!r} took longer than its timeout of {seconds:g} s, so its worker was ended. "
+            f"task {self._plan.name(task)!r} took longer than its timeout of {seconds:g} s, so {done}. "
             "Give it more time, or less to do; retries= tries it again.",
             seconds=seconds,
         )

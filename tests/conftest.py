@@ -10,13 +10,17 @@ from tempfile import gettempdir
 
 import psutil
 import pytest
-from hypothesis import settings
-
-settings.register_profile("forgepar", deadline=None)  # a busy machine is no fault of the code
-settings.load_profile("forgepar")
 
 BACKENDS = ["inline", "forkserver", "spawn", "fork"]
 PATIENCE = 30.0  # seconds after which waiting for something that should happen at once is given up
+
+
+def pytest_configure() -> None:
+    """Have hypothesis allow for busy machines; it is loaded here alone, as workers import this file with tests."""
+    from hypothesis import settings
+
+    settings.register_profile("forgepar", deadline=None)
+    settings.load_profile("forgepar")
 
 
 def executor_arguments(kind: str, workers: int = 2) -> dict[str, object]:

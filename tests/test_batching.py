@@ -94,3 +94,9 @@ def test_bounds_hold_whatever_was_observed(observations, n_ready, n_slots):
     size = durations.batch_size(0, n_ready, n_slots)
     assert 1 <= size <= math.ceil(n_ready / n_slots)
     assert size == 1 or size * durations.seconds[0] <= TARGET_SECONDS * 1.001
+
+
+def test_the_target_can_be_another():
+    durations = Durations(1, target_seconds=1.0)
+    durations.observe(0, 1000 * 0.001, 1000)
+    assert durations.batch_size(0, MANY, 1) == 1000

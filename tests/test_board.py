@@ -35,6 +35,15 @@ def test_a_new_board_limits_nobody(tmp_path):
         assert board.integers(slot)[POSITION] == 0
 
 
+def test_a_board_of_one_process_needs_no_file():
+    board = Board.alone(2)
+    assert [board.integers(slot)[LIMIT] for slot in range(2)] == [NO_LIMIT] * 2
+    board.integers(0)[POSITION] = 7
+    assert board.integers(1)[POSITION] == 0
+    board.run[0] = 3
+    assert (board.integers(1)[POSITION], board.run[0]) == (0, 3)
+
+
 def test_what_one_writes_the_other_reads(tmp_path):
     mine = Board.create(tmp_path / "board", 2)
     yours = Board(tmp_path / "board")

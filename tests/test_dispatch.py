@@ -8,6 +8,8 @@ from conftest import wait_until
 
 import forgepar as fp
 from forgepar import dispatch
+from forgepar.backends.base import UNKNOWN_POSITION, Joined, Lost, Traits
+from forgepar.backends.inline import InlineBackend
 from forgepar.values.codec import BLOB_LIMIT
 
 
@@ -139,3 +141,78 @@ def test_an_idle_worker_waits_without_being_asked_again(monkeypatch):
     wf.add(abs, -1)
     wf.run(workers=2)
     assert set(patience) == {None}
+
+
+class Losing(InlineBackend):
+    """Loses its worker, without a word where that was, under batches with certain tasks; notes all that it runs."""
+
+    traits = Traits(remembers=False)
+
+    def __init__(self, killers, n_kills=1000):
+        super().__init__()
+        self.killers = killers
+        self.n_kills = n_kills
+        self.batches = []
+
+    def wait(self, timeout):
+        if self._waiting:
+            batch = self._waiting[0]
+            first = batch.tasks if isinstance(batch.tasks, int) else None
+            assert first is not None, "tasks of one map are consecutive"
+            tasks = list(range(first, first + batch.n_tasks))
+            self.batches.append(tasks)
+            if self.killers.intersection(tasks) and self.n_kills:
+                self.n_kills -= 1
+                self._waiting.clear()
+                return [Lost(0, 1, None, UNKNOWN_POSITION, 0.0, None), Joined(0, 2)]
+        return super().wait(timeout)
+
+
+def test_a_task_that_loses_worker_after_worker_is_found_though_nothing_tells():
+    backend = Losing({17})
+    wf = fp.Workflow()
+    tasks = wf.map(lambda i: i, range(40))
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf.run(backend=backend, fail_fast=False)
+    result = caught.value.result
+    assert list(result.errors) == ["lambda-17"]
+    assert isinstance(result.errors["lambda-17"], fp.WorkerDied)
+    assert [result[task] for task in tasks if task.name != "lambda-17"] == [i for i in range(40) if i != 17]
+    lost = [batch for batch in backend.batches if 17 in batch]
+    assert [len(batch) for batch in lost[1:]] == [1] * len(lost[1:])
+    assert len(lost) in (3, 4)  # the first may be counted to the batch before it
+
+
+def test_tasks_whose_worker_went_for_no_fault_of_theirs_run_again():
+    backend = Losing({5, 30}, n_kills=2)
+    wf = fp.Workflow()
+    tasks = wf.map(lambda i: i, range(40))
+    result = wf.run(backend=backend)
+    assert result[tasks] == list(range(40))
+    assert result.ok
+
+
+def test_a_batch_brings_all_that_it_needs_where_workers_remember_nothing():
+    class Forgetful(InlineBackend):
+        traits = Traits(remembers=False)
+
+        def wait(self, timeout):
+            if self._waiting:
+                self._waiting[0] = self._worker.lacking(self._waiting[0])
+                self._worker._forget()
+                self._worker._run = -1
+                batch = self.sent.pop(0)
+                self._waiting[0] = batch
+            return super().wait(timeout)
+
+        def send(self, slot, batch):
+            self.sent.append(batch)
+            super().send(slot, batch)
+
+    backend = Forgetful()
+    backend.sent = []
+    wf = fp.Workflow()
+    level = wf.map(lambda i: [i], range(10))
+    for _ in range(3):
+        level = wf.map(lambda values: [*values, "x" * 2000], level)
+    assert wf.run(backend=backend)[level] == [[i, *["x" * 2000] * 3] for i in range(10)]

@@ -73,6 +73,14 @@ def test_detached_values_can_be_written():
     assert looked_up[0] == 0
 
 
+def test_a_value_that_a_task_handed_on_can_be_written_when_detached():
+    wf = fp.Workflow()
+    end = wf.add(np.asarray, wf.add(np.zeros, 50_000))
+    array = wf.run(backend="inline").detach()[end]
+    array += 1
+    assert array.sum() == 50_000
+
+
 def test_results_outlive_run_and_executor():
     wf = fp.Workflow()
     array = wf.add(zeros, 3 * MIB)

@@ -9,12 +9,21 @@ from forgepar.backends.output import Said
 from forgepar.backends.wire import Batch, Reply
 from forgepar.values.arena import Arena
 
+UNKNOWN_POSITION = -1  # of a lost worker that could not tell what it was at
+
 
 class Joined(NamedTuple):
-    """A slot has a new worker, which knows nothing yet."""
+    """A slot has a new worker, which knows nothing yet.
+
+    Attributes:
+        slot: which.
+        pid: its process, on its own machine.
+        address: where it is, if that is not this machine's affair.
+    """
 
     slot: int
     pid: int
+    address: str = ""
 
 
 class Lost(NamedTuple):
@@ -24,7 +33,7 @@ class Lost(NamedTuple):
         slot: which.
         pid: the process that ended.
         exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
-        position: the mark it was at, as the board had it.
+        position: the mark it was at, as the board had it; `UNKNOWN_POSITION` where nothing tells.
         started: when it began that, seconds of `time.perf_counter`.
         fault: what ended `serve`, where that was an exception of its own: a full disk, say.
         dump: the stacks of its threads, where it crashed and could tell.
@@ -56,6 +65,32 @@ class Told(NamedTuple):
 
 
 Notice: TypeAlias = Reply | Joined | Lost | Told
+
+
+class Traits(NamedTuple):
+    """In what a backend differs from workers on this machine, which have these values.
+
+    Attributes:
+        is_local: workers are processes of this machine, so that their memory can be looked at.
+        remembers: a worker keeps callables and small values for later batches; else each batch brings all it needs.
+        ends_tasks: to kill a slot ends what it is at; else that goes on, unheard.
+        batch_seconds: of work that a batch aims at; a message is to cost little beside it.
+        stall_seconds: a slot that says nothing for longer has a task that was misjudged.
+        claim_seconds: until a limit that was written is surely seen.
+    """
+
+    is_local: bool = True
+    remembers: bool = True
+    ends_tasks: bool = True
+    batch_seconds: float = 0.005
+    stall_seconds: float = 0.005
+    claim_seconds: float = 0.001
+
+
+def traits_of(backend: Backend) -> Traits:
+    """Return a backend's ``traits``, those of local workers where it names none."""
+    traits: Traits = getattr(backend, "traits", Traits())
+    return traits
 
 
 class Backend(Protocol):

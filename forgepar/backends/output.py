@@ -139,7 +139,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._voice.say(LOG, _pickled_record(record))
+            self._voice.say(LOG, pickled_record(record))
         except Exception:
             self.handleError(record)
 
@@ -201,7 +201,7 @@ class Capture:
         file: Any = None,  # noqa: ARG002
         line: str | None = None,  # noqa: ARG002
     ) -> None:
-        self._voice.say(WARNING, _dumps((category, str(message), filename, lineno), (UserWarning, str(message), "", 0)))
+        self._voice.say(WARNING, pickled_warning(message, category, filename, lineno))
 
 
 class Notes(Voice):
@@ -255,7 +255,12 @@ def overheard(rules: Rules, notes: Notes) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _pickled_record(record: logging.LogRecord) -> bytes:
+def pickled_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int) -> bytes:
+    """Pickle a warning, as one of no class of its own if that cannot travel."""
+    return _dumps((category, str(message), filename, lineno), (UserWarning, str(message), "", 0))
+
+
+def pickled_record(record: logging.LogRecord) -> bytes:
     """Pickle a record with its message made up, and what it holds beside if that can travel."""
     fields = {**record.__dict__, "msg": record.getMessage(), "args": None, "exc_info": None}
     if record.exc_info and not record.exc_text:

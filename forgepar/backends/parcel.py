@@ -21,7 +21,7 @@ from forgepar import contexts
 from forgepar.backends.board import Board
 from forgepar.backends.output import Notes, Rules, Said, overheard
 from forgepar.backends.wire import Batch, Reply
-from forgepar.backends.worker import Worker, settle_inside
+from forgepar.backends.worker import Worker, be_inside
 from forgepar.values.baggage import Baggage, Parts
 from forgepar.values.codec import is_segment
 from forgepar.values.segment import Segment
@@ -97,7 +97,7 @@ def run_parcel(parcel: Parcel) -> Answer:
     """Run a batch, whoever this is."""
     is_sender = parcel.sender == here()
     if not is_sender:
-        settle_inside()
+        be_inside()
     if _desk.series != parcel.series:
         _furnish(parcel)
     batch = Batch._make(parcel.batch)

@@ -59,10 +59,10 @@ def inside_worker() -> bool:
     return _inside
 
 
-def settle_inside() -> None:
-    """Note that this process, which others started, runs tasks as a worker does."""
+def be_inside(*, is_inside: bool = True) -> None:
+    """Say whether this process is a worker: one that others operate is only while it runs our batches."""
     global _inside  # one word for the whole process is what it says
-    _inside = True
+    _inside = is_inside
 
 
 def serve(
@@ -148,8 +148,10 @@ class Worker:
         arena: where large values are.
         board: where it says what it runs.
         interruptible: let `KeyboardInterrupt` out instead of taking it as the task's failure.
+        reply_seconds: of work between replies; None: `REPLY_SECONDS`.
 
     Attributes:
+        slot: its number; another one between batches, where threads take turns.
         voice: tells the parent what tasks say, where there is somebody to hear it.
         capture: what sends their output by it.
     """
@@ -157,7 +159,16 @@ class Worker:
     voice: Voice | None = None
     capture: Capture | None = None
 
-    def __init__(self, slot: int, arena: Arena, board: Board, *, interruptible: bool = False) -> None:
+    def __init__(
+        self,
+        slot: int,
+        arena: Arena,
+        board: Board,
+        *,
+        interruptible: bool = False,
+        reply_seconds: float | None = None,
+    ) -> None:
+        self._reply_seconds = reply_seconds
         self._arena = arena
         self.sit(slot, board)
         self._interruptible = interruptible
@@ -174,7 +185,7 @@ class Worker:
 
     def sit(self, slot: int, board: Board) -> None:
         """Fill a slot, from the next batch on; whoever runs batches of several slots changes between them."""
-        self._slot = slot
+        self.slot = slot
         self._words = board.integers(slot)
         self._times = board.floats(slot)
         self._run_words = board.run
@@ -204,6 +215,15 @@ class Worker:
             return UNKNOWN_TASK
         return _task_number(self._batch, unmark(self._words[POSITION])[1])
 
+    def lacking(self, batch: Batch) -> Batch:
+        """Return a batch that brings all it needs without what this worker has of it already."""
+        self._begin(batch.run)
+        self._kept.clear()
+        return batch._replace(
+            callables=[pair for pair in batch.callables if pair[0] not in self._callables],
+            templates=[template for template in batch.templates if template.number not in self._calls],
+        )
+
     def run(self, batch: Batch) -> Iterator[Reply]:
         """Run a batch and yield its replies as they fall due.
 
@@ -228,7 +248,8 @@ class Worker:
             return
         now = clock()  # what was imported for the tasks is not their time
         marks, values, first = array("d", (now,)), list[Wire](), 0
-        due, last = now + REPLY_SECONDS, here + batch.n_tasks - 1
+        step = REPLY_SECONDS if self._reply_seconds is None else self._reply_seconds
+        due, last = now + step, here + batch.n_tasks - 1
         failure: Failure | None = None
         for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
             times[STARTED] = now  # before the position: who reads both may see the task too young, never too old
@@ -250,7 +271,7 @@ class Worker:
                 yield self._reply(batch, first, values, marks, None, ended=False)
                 first += len(values)
                 now = clock()  # the reply's own time is nobody's work
-                marks, values, due = array("d", (now,)), [], now + REPLY_SECONDS
+                marks, values, due = array("d", (now,)), [], now + step
         self._arena.take_back()
         self._end_batch()
         yield self._reply(batch, first, values, marks, failure, ended=True)
@@ -278,7 +299,7 @@ class Worker:
             base if ordinal < 0 else f"{base}-{ordinal}",
             _nth(batch.layers, position),
             dict(batch.attempts).get(position, 1),
-            self._slot,
+            self.slot,
             ends_at=self._times[STARTED] + timeout if timeout is not None else float("inf"),
             is_cancelled=lambda: bool(words[CALLED_OFF]),
             say=self._tell_progress,
@@ -417,7 +438,7 @@ class Worker:
         if self._subflows:
             subflows = [(position - first, wire) for position, wire in self._subflows]
             self._subflows = []
-        return Reply(self._slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss, subflows)
+        return Reply(self.slot, batch.id, first, values, marks.tobytes(), failure, ended, spent, rss, subflows)
 
     def _begin(self, run: int) -> None:
         """Forget the last run where this is another one."""
@@ -536,7 +557,7 @@ def _limit_threads(threads: int) -> None:
 def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> None:
     """Make this process a worker."""
     _limit_threads(threads)
-    settle_inside()
+    be_inside()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
     if gives_way and hasattr(os, "SCHED_BATCH"):

@@ -6,10 +6,14 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from forgepar.backends.dask import DaskBackend
+from forgepar.backends.daskcluster import local_cluster
 from forgepar.backends.process import START_METHODS
 from forgepar.commands.base import (
     BAD_USAGE,
@@ -49,6 +53,11 @@ def add_to(commands: Commands) -> None:
     )
     command.add_argument("-w", "--workers", type=int, metavar="N", help="worker processes (default: one a CPU)")
     command.add_argument("--backend", choices=("process", "inline"), default="process")
+    command.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on a Dask cluster, such as tcp://host:8786; local: on one of --workers processes, made for the run",
+    )
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
     command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
@@ -111,12 +120,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
     if arguments.report and (code := tried(lambda: check_report(arguments.report))) != DONE:
         return code
-    with WorkflowExecutor(
-        arguments.workers,
-        backend=arguments.backend,
-        start_method=arguments.start_method,
-        memory_budget=arguments.memory_budget,
-    ) as executor:
+    with _executor(arguments) as executor:
         try:
             result = executor.run(
                 workflow,
@@ -167,6 +171,25 @@ def _progress(arguments: argparse.Namespace) -> bool | Display:
     if arguments.progress is None:
         return not arguments.quiet and sys.stderr.isatty()
     return bool(arguments.progress)
+
+
+@contextmanager
+def _executor(arguments: argparse.Namespace) -> Iterator[WorkflowExecutor]:
+    """Start what a run is to run on."""
+    with ExitStack() as stack:
+        workers, backend = arguments.workers, arguments.backend
+        try:
+            if arguments.dask == "local":
+                backend = DaskBackend(stack.enter_context(local_cluster(workers or available_cpus())))
+                workers = None
+            elif arguments.dask:
+                backend = DaskBackend(arguments.dask)
+        except ImportError as error:  # it says what to install
+            raise ValueError(str(error)) from error
+        executor = WorkflowExecutor(
+            workers, backend=backend, start_method=arguments.start_method, memory_budget=arguments.memory_budget
+        )
+        yield stack.enter_context(executor)
 
 
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:

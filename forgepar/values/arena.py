@@ -98,6 +98,8 @@ class Arena:
         keeps_mapped: whether large segments stay mapped until `drop`.
     """
 
+    blob_limit = 32 * 1024  # bytes of pickle; below it a copy is cheaper than a segment's open, map and unlink
+
     def __init__(self, place: Place | str | Path, column: int = 0, *, keeps_mapped: bool = False) -> None:
         if not isinstance(place, Place):
             place = Place(str(place), str(place), NO_BUDGET, 1)
@@ -297,6 +299,9 @@ class Arena:
                 other, offset, length = part
                 views.append(self._map(other)[offset : offset + length])
         return views
+
+    def expect(self, segments: Sequence[Segment]) -> None:
+        """Take note that these are about to be read, where it helps to have them come together."""
 
     def drop(self, names: Sequence[str]) -> None:
         """Keep these segments mapped no longer than somebody needs what was read from them."""

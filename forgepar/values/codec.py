@@ -21,7 +21,7 @@ from forgepar.values.segment import Part, Segment, segment_bytes
 # What a message holds for one value. Any: mypy cannot tell a scalar from a tuple by its position.
 Wire: TypeAlias = Any
 
-BLOB_LIMIT = 32 * 1024  # bytes of pickle; below it a copy is cheaper than a segment's open, map and unlink
+BLOB_LIMIT = Arena.blob_limit
 SHORT = 1024  # bytes or characters of a str or bytes that travels as itself
 FIXED = frozenset((type(None), bool, int, float))  # scalars by type alone
 ATOMIC = FIXED | {str, bytes}  # of any length: as constants they travel as themselves
@@ -44,10 +44,10 @@ def encode(value: Any, arena: Arena, where: Callable[[memoryview], Part | None] 
         return value
     buffers: list[pickle.PickleBuffer] = []
     stream = dumps(value, buffers)
-    if not buffers and len(stream) <= BLOB_LIMIT:
+    if not buffers and len(stream) <= arena.blob_limit:
         return (stream,)
     raw = [buffer.raw() for buffer in buffers]
-    if len(stream) + sum(map(len, raw)) <= BLOB_LIMIT:
+    if len(stream) + sum(map(len, raw)) <= arena.blob_limit:
         return (dumps(value),)
     find = where or arena.granted
     segment = arena.write([stream, *(find(part) or part for part in raw)])

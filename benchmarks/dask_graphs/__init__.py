@@ -1,0 +1,1 @@
+"""Graphs of Dask's on local workers."""
