@@ -12,8 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from forgepar.backends.dask import DaskBackend
-from forgepar.backends.daskcluster import local_cluster
+from forgepar.backends.base import Backend
 from forgepar.backends.process import START_METHODS
 from forgepar.commands.base import (
     BAD_USAGE,
@@ -178,18 +177,25 @@ def _executor(arguments: argparse.Namespace) -> Iterator[WorkflowExecutor]:
     """Start what a run is to run on."""
     with ExitStack() as stack:
         workers, backend = arguments.workers, arguments.backend
-        try:
-            if arguments.dask == "local":
-                backend = DaskBackend(stack.enter_context(local_cluster(workers or available_cpus())))
-                workers = None
-            elif arguments.dask:
-                backend = DaskBackend(arguments.dask)
-        except ImportError as error:  # it says what to install
-            raise ValueError(str(error)) from error
+        if arguments.dask:
+            workers = None if arguments.dask == "local" else workers
+            backend = _dask_backend(arguments, stack)
         executor = WorkflowExecutor(
             workers, backend=backend, start_method=arguments.start_method, memory_budget=arguments.memory_budget
         )
         yield stack.enter_context(executor)
+
+
+def _dask_backend(arguments: argparse.Namespace, stack: ExitStack) -> Backend:
+    from forgepar.backends.dask import DaskBackend  # with all that it loads, for those who want it
+    from forgepar.backends.daskcluster import local_cluster
+
+    try:
+        if arguments.dask == "local":
+            return DaskBackend(stack.enter_context(local_cluster(arguments.workers or available_cpus())))
+        return DaskBackend(arguments.dask)
+    except ImportError as error:  # it says what to install
+        raise ValueError(str(error)) from error
 
 
 def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
