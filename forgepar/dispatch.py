@@ -249,11 +249,12 @@ class Dispatcher:
             return
         self.books.restored(tasks)
         self._holdings.restore(tasks, self.plan)
-        self._note(self.state.restore(tasks))
+        self.state.restore(tasks)
         for gate in sorted(self.plan.branchings.keys() & set(tasks.tolist()), key=self.plan.layers.__getitem__):
             self._holdings.unloaded.add(gate)
             self._holdings.load_one(gate, keeper.load)
             self._decide(range(gate, gate + 1))
+        self._note(self.state.pass_on(tasks))
 
     def _keep(self, keeper: Keeper, tasks: Tasks, template: int, reply: Reply) -> None:
         """Let what tasks returned be kept: not what stands in for a value, nor that of a task which became others."""

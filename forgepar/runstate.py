@@ -127,10 +127,16 @@ class RunState:
         """Whether something failed, or the run was ended before all was done."""
         return self.halted or bool((self.status == Status.FAILED).any())
 
-    def restore(self, tasks: IntArray) -> list[Effect]:
-        """Note that an earlier run did these tasks, none of which is ready yet: before `begin`, or after `grow`."""
+    def restore(self, tasks: IntArray) -> None:
+        """Note that an earlier run did these tasks, none of which is ready yet: before `begin`, or after `grow`.
+
+        What their values decide is told next (`decide`), and then `pass_on` makes ready what waited for them alone.
+        """
         self.status[tasks] = Status.CACHED
         self._unsettled -= len(tasks)
+
+    def pass_on(self, tasks: IntArray) -> list[Effect]:
+        """Have nothing wait any more for tasks that an earlier run did."""
         return self._order.drop(self._left_out(), tasks)
 
     def begin(self) -> list[Effect]:

@@ -452,8 +452,9 @@ def test_what_is_to_be_undone_and_is_lost_is_told(ran, store, tmp_path):
 # Shapes that are decided while a run goes
 
 
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
 @pytest.mark.parametrize("is_large", [False, True])
-def test_branches_are_decided_by_the_value_of_the_earlier_run(ran, store, either_backend, is_large):
+def test_branches_are_decided_by_the_value_of_the_earlier_run(ran, store, either_backend, is_large, schedule):
     def gate(x):
         ran("gate")
         return ["x" * 200_000] * x if is_large else x > 0
@@ -467,9 +468,9 @@ def test_branches_are_decided_by_the_value_of_the_earlier_run(ran, store, either
         return wf
 
     for x, branch, value in ((1, "then", 1), (0, "else", 2)):
-        build(x).run(**either_backend, store=store)
+        build(x).run(**either_backend, store=store, schedule=schedule)
         assert ran.take() == {"gate": 1, branch: 1, "join": 1}
-        result = build(x).run(**either_backend, store=store, resume=True)
+        result = build(x).run(**either_backend, store=store, schedule=schedule, resume=True)
         assert ran.take() == {}
         assert result["join"] == value
 

@@ -250,3 +250,40 @@ def test_what_is_set_aside_lets_others_go_first_and_comes_back(schedule):
     assert sorted([*taken, *back]) == [0, 1, 2, 3, 4]
     state.completed(back)
     assert list(state.take(10)) == [5]
+
+
+# What an earlier run did
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+@given(parents=parents_of(), data=st.data())
+def test_what_an_earlier_run_did_is_not_handed_out_and_nothing_waits_for_it(schedule, parents, data):
+    plan = plan_of(parents)
+    done = data.draw(st.lists(st.integers(0, len(parents) - 1), min_size=1, unique=True))
+    state = RunState(plan, RunPolicy(schedule=schedule))
+    state.restore(np.array(sorted(done), np.int32))
+    state.pass_on(np.array(sorted(done), np.int32))
+    *_, (_, (order, _)) = drive(state, plan, lambda n: data.draw(st.integers(0, n - 1)))
+    assert sorted(order) == sorted(set(range(len(parents))) - set(done))
+    assert state.finished
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+@pytest.mark.parametrize("is_true", [False, True])
+@pytest.mark.parametrize("with_join", [False, True])
+def test_a_branch_that_an_earlier_run_decided_against_is_not_handed_out(schedule, is_true, with_join):
+    wf = fp.Workflow()
+    gate = fp.when(wf, wf.add(work, is_true), lambda: wf.add(work, 1), lambda: wf.add(other_work, 2))
+    wf.add(work, gate)
+    plan = Plan(wf)
+    ((condition, branching),) = plan.branchings.items()
+    taken, left = (branching.then, branching.otherwise) if is_true else (branching.otherwise, branching.then)
+    done = np.array([0, condition, *taken, *([branching.join] * with_join)], np.int32)
+    state = RunState(plan, RunPolicy(schedule=schedule))
+    state.restore(done)
+    state.decide(condition, is_true=is_true)
+    state.pass_on(done)
+    *_, (_, (order, _)) = drive(state, plan, lambda n: n - 1)
+    assert order == [task for task in range(plan.n_tasks) if task not in {*done.tolist(), *left}]
+    assert state.finished
+    assert [int(task) for task in np.flatnonzero(state.status == Status.SKIPPED)] == list(left)
