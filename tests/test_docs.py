@@ -39,10 +39,11 @@ def test_the_tests_that_the_readme_names_exist():
 
 
 def test_each_of_the_two_commands_is_on_one_line():
-    census, tests = [block for block in blocks("sh") if "venv" in block]
-    assert census.count("\n") == tests.count("\n") == 1
+    census, tests, cluster = [block for block in blocks("sh") if "venv" in block]
+    assert census.count("\n") == tests.count("\n") == cluster.count("\n") == 1
     assert "forgepar run forgepar.examples.census" in census
     assert "pytest" in tests
+    assert "forgepar run forgepar.examples.census --dask local" in cluster
 
 
 def test_arguments_that_the_readme_names_exist():
