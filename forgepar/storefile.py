@@ -29,6 +29,11 @@ from numpy.typing import NDArray
 
 from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
 
+# In one statement, as another program may just be making the tables.
+_VERSION = (
+    "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master) "
+    "FROM pragma_user_version, pragma_application_id"
+)
 APPLICATION_ID = 0x666F7267  # "forg"
 PATIENCE_SECONDS = 10.0  # for whoever holds the lock of the database
 _STEP_SECONDS = 0.05
@@ -327,12 +332,8 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     Raises:
         StoreError: a newer one than this program knows, or it is a database of something else.
     """
-    with closing(connection.execute("PRAGMA user_version")) as rows:
-        (version,) = rows.fetchone()
-    with closing(connection.execute("PRAGMA application_id")) as rows:
-        (application,) = rows.fetchone()
-    with closing(connection.execute("SELECT count(*) FROM sqlite_master")) as rows:
-        (n_tables,) = rows.fetchone()
+    with closing(connection.execute(_VERSION)) as rows:
+        version, application, n_tables = rows.fetchone()
     if application not in (APPLICATION_ID, 0) or (n_tables and not application):
         raise StoreError(f"{str(path)!r} is a database, but no run store. Give another file.", path=str(path))
     if version > len(MIGRATIONS):
