@@ -23,6 +23,8 @@ from forgepar.errors import StoreError
 
 NAME_BYTES = 32  # of the digest that names a file
 _MOST_WAITING = 256 << 20  # bytes of values that wait to be written; beyond, the run waits for the disk
+_MOST_THREADS = 4
+_WAITING_A_THREAD = 4  # values
 _TEMPORARY = ".writing-"
 
 
@@ -144,7 +146,9 @@ class ValueFiles:
 
 
 class FileWriter:
-    """A thread that writes values to files: it spends its time in system calls and in hashing, without the interpreter.
+    """Threads that write values to files: their time goes into system calls and hashing, without the interpreter.
+
+    To sync a file takes a disk some milliseconds, and hardly more for several at once: the more wait, the more threads.
 
     Args:
         files: where to.
@@ -152,11 +156,11 @@ class FileWriter:
 
     def __init__(self, files: ValueFiles) -> None:
         self._files = files
-        self._tasks: queue.SimpleQueue[tuple[int, Sequence[memoryview]] | None] = queue.SimpleQueue()
-        self._done: deque[Written] = deque()
+        self._tasks: queue.SimpleQueue[tuple[int, int, Sequence[memoryview]] | None] = queue.SimpleQueue()
+        self._done: deque[tuple[int, Written]] = deque()
         self._room = threading.Condition()
-        self._n_bytes = self._n_waiting = 0
-        self._thread: threading.Thread | None = None
+        self._n_bytes = self._n_put = self._n_waiting = 0
+        self._threads: list[threading.Thread] = []
 
     @property
     def is_busy(self) -> bool:
@@ -165,39 +169,42 @@ class FileWriter:
 
     def put(self, key: int, parts: Sequence[memoryview]) -> None:
         """Hand over a value; where too much waits already, wait for the disk first."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="forgepar-store", daemon=True)
-            self._thread.start()
+        if len(self._threads) < min(_MOST_THREADS, 1 + self._tasks.qsize() // _WAITING_A_THREAD):
+            self._threads.append(threading.Thread(target=self._run, name="forgepar-store", daemon=True))
+            self._threads[-1].start()
         n_bytes = sum(map(len, parts))
         with self._room:
             self._room.wait_for(lambda: self._n_bytes == 0 or self._n_bytes + n_bytes <= _MOST_WAITING)
             self._n_bytes += n_bytes
         self._n_waiting += 1
-        self._tasks.put((key, parts))
+        self._n_put += 1
+        self._tasks.put((self._n_put, key, parts))
 
     def done(self) -> list[Written]:
-        """Return what was written since the last time."""
+        """Return what was written since the last time, in the order in which it was put in."""
         found = []
         while self._done:
             found.append(self._done.popleft())
         self._n_waiting -= len(found)
-        return found
+        return [written for _, written in sorted(found, key=lambda pair: pair[0])]
 
     def close(self) -> None:
-        """Write all that waits, and end the thread."""
-        if self._thread is not None:
+        """Write all that waits, and end the threads."""
+        for _ in self._threads:
             self._tasks.put(None)
-            self._thread.join()
-            self._thread = None
+        while self._threads:
+            self._threads[-1].join()
+            self._threads.pop()
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            key, parts = task
+            number, key, parts = task
             lengths = tuple(map(len, parts))
             try:
-                self._done.append(Written(key, self._files.write(parts), lengths))
+                written = Written(key, self._files.write(parts), lengths)
             except Exception as error:  # whatever it is: who waits for room would wait for ever
-                self._done.append(Written(key, b"", lengths, error))
+                written = Written(key, b"", lengths, error)
+            self._done.append((number, written))
             del task, parts  # the memory that they are in may be used again
             with self._room:
                 self._n_bytes -= sum(lengths)

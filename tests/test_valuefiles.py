@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from conftest import PATIENCE
 
 from forgepar.errors import StoreError
 from forgepar.valuefiles import FileWriter, ValueFiles
@@ -132,6 +133,25 @@ def test_the_writer_tells_what_went_wrong_and_goes_on(files, monkeypatch):
     writer.close()
     first, second = writer.done()
     assert (first.key, first.error.errno, second.key, second.error) == (1, 28, 2, None)
+
+
+def test_many_are_written_side_by_side_and_handed_back_in_order(files, monkeypatch):
+    write, inside, both = files.write, [], threading.Event()
+
+    def met(given):
+        inside.append(given)
+        if len(inside) == 2:
+            both.set()
+        assert both.wait(PATIENCE)
+        return write(given)
+
+    monkeypatch.setattr(files, "write", met)
+    writer = FileWriter(files)
+    for key in range(20):
+        writer.put(key, parts(b"%d" % key))
+    writer.close()
+    done = writer.done()
+    assert [(written.key, written.error) for written in done] == [(key, None) for key in range(20)]
 
 
 def test_the_writer_survives_whatever_goes_wrong(files, monkeypatch):
