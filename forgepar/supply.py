@@ -95,12 +95,12 @@ class Supply:
                     self._give(slot, share)
 
     def commit(self) -> None:
-        """Have jobs run, whatever comes, for which workers are being started: one for each."""
-        ready, n_starting = self._roll.ready, self._n_opened - sum(map(bool, self.pids))
-        while n_starting > 0 and ready.head() is not None:
-            jobs = ready.take(n_starting)
-            self._roll.put_back([job for job in jobs if self._roll.starts(job)])
-            n_starting -= len(jobs)
+        """Have jobs run, whatever comes, that workers without work would be given, or are being started for."""
+        ready, n_idle = self._roll.ready, self._n_opened - sum(map(bool, self.flights))
+        committed: list[Job] = []
+        while len(committed) < n_idle and ready.head() is not None:
+            committed += [job for job in ready.take(n_idle - len(committed)) if self._roll.starts(job)]
+        self._roll.put_back(committed)
 
     def observe(self, jobs: Sequence[Job], seconds: float) -> None:
         """Take in how long jobs of one recipe took together."""
