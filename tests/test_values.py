@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, own_arenas, wait_until
+from conftest import PATIENCE, is_gone, own_arenas, wait_until
 
 import forgepar as fp
 from forgepar.events import WorkflowValueSpilled
@@ -263,7 +263,14 @@ def left_behind() -> set[str]:
     """Arenas of anybody, and semaphores."""
     marks = (f"forgepar-{os.getuid()}-", "sem.")
     roots = [root for root in (Path("/dev/shm"), Path(folders.tempfile.gettempdir())) if root.is_dir()]
-    return {str(entry) for root in roots for entry in root.iterdir() if entry.name.startswith(marks)}
+    found = [entry for root in roots for entry in root.iterdir() if entry.name.startswith(marks)]
+    return {str(entry) for entry in found if not is_anothers(entry.name)}
+
+
+def is_anothers(name: str) -> bool:
+    """Tell whether an arena is of a program that runs, as of tests beside these."""
+    owner = name.split("-")[2] if name.startswith("forgepar-") else ""
+    return owner.isdecimal() and not is_gone(int(owner))
 
 
 def run_and_kill(program, seed):
