@@ -92,8 +92,7 @@ class ProcessBackend:
         prepare: what each worker calls before it takes work. It pickles while a process is started, so that it may hold
             what can be handed over then only: queues and locks of `multiprocessing`.
         gives_way: whether a worker that this process wakes lets it have the core for the moment: layers of short tasks
-            are quicker for it. Beside other programs that want all cores, long tasks are slower, by half where there
-            are four such a core.
+            are quicker for it. Beside other programs that want all cores, long tasks may be slower for it.
 
     Example:
         >>> backend = ProcessBackend(2)
