@@ -440,6 +440,21 @@ def test_wrong_arguments(client, wrong):
         fp.DaskBackend(client, **wrong)
 
 
+def test_a_run_is_taken_up_from_a_store_on_either_side(executor, wf, tmp_path):
+    def load(i):
+        return np.full(100_000, float(i))
+
+    parts = wf.map(lambda array: float(array.sum()), wf.map(load, range(4)))
+    total = wf.add(sum, parts)
+    store = tmp_path / "runs.db"
+    assert executor.run(wf, store=store)[total] == 600_000.0
+    again = executor.run(wf, store=store, resume=fp.Resume(rerun="lambda-*"))  # takes large values from the store
+    assert (again[total], again.status_counts()) == (600_000.0, {"completed": 4, "cached": 5})
+    here = wf.run(workers=2, store=store, resume=fp.Resume(start_from="load-3"))
+    assert (here[total], here.status_counts()) == (600_000.0, {"completed": 3, "cached": 6})
+    assert executor.run(wf, store=store, resume=True).status_counts() == {"cached": 9}
+
+
 def test_arguments_of_local_workers_are_refused(client):
     with pytest.raises(ValueError, match="for workers that forgepar starts, and 'dask' has its own"):
         fp.WorkflowExecutor(2, backend=fp.DaskBackend(client))
