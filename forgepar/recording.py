@@ -151,7 +151,7 @@ class Recording:
                     tasks = range(plan.n_tasks)
                     self._restored = self._priors.find(plan, self._fingerprints.of_task, tasks, ~forced, kept)
         except BaseException:
-            self._close()
+            self.close()
             raise
         self._tainted = np.zeros(plan.n_tasks, np.bool_)
         self._pending: list[tuple[Tasks, Sequence[Wire]]] = []
@@ -218,7 +218,12 @@ class Recording:
             *_columns(plan),
         )
         with telling(self._path):
-            self._run = self._connection.execute(_RUN, row).lastrowid or 0
+            try:
+                self._run = self._connection.execute(_RUN, row).lastrowid or 0
+            except BaseException:  # an interrupt, once the row is there
+                with suppress(sqlite3.Error):
+                    self._connection.execute("DELETE FROM runs WHERE run_id = ?", (ledger.run_id,))
+                raise
             self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
         self._flushed_at = self._synced_at = time.perf_counter()
         if len(self._restored):
@@ -293,37 +298,28 @@ class Recording:
     # Ending
 
     def finish(self, status: Literal["completed", "failed", "cancelled", "interrupted"]) -> None:
-        """Write all that waits, and how the run ended."""
-        if self._is_ended:
-            return
-        self._is_ended = True
-        try:
-            if self._run:
-                self._end(status)
-        finally:
-            self._close()
-
-    def _end(self, status: str) -> None:
-        """Write the end of the run, once what waits is in files; if that is interrupted, so was the run."""
-        wall = self._ledger.wall_seconds or time.perf_counter() - self._ledger.began
-        try:
+        """Write all that waits, and how the run ended; if that is interrupted, it is to be called again."""
+        if self._run and not self._is_ended:
             self._writer.close()
-        except BaseException:
-            status = "interrupted"
-            raise
-        finally:
             with suppress(sqlite3.Error):
                 self._connection.execute(f"PRAGMA busy_timeout = {PATIENCE_SECONDS * 1000:.0f}")
             self._collect()
-            end = (status, wall, self._ledger.cpu_seconds, self._ledger.peak_rss, self._run)
-            self._commit(is_synced=True, end=end)
+            ledger = self._ledger
+            wall = ledger.wall_seconds or time.perf_counter() - ledger.began
+            self._commit(is_synced=True, end=(status, wall, ledger.cpu_seconds, ledger.peak_rss, self._run))
+            self._is_ended = True
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Let go of all, first of what others wait for."""
-        with suppress(sqlite3.Error):
-            self._connection.close()
-        self._lock.release()
-        self._writer.close()
+        try:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+        finally:
+            try:
+                self._lock.release()
+            finally:
+                self._writer.close()
 
     # Writing
 
@@ -348,8 +344,8 @@ class Recording:
         execute = self._connection.execute
         try:
             execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
-            execute("BEGIN IMMEDIATE")
             try:
+                execute("BEGIN IMMEDIATE")
                 self._rows.write(self._connection)
                 execute(_SEEN, (time.time(), self._run))  # without a change nothing would be synced
                 if end is not None:
@@ -363,8 +359,8 @@ class Recording:
                     execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            if not self._has_failed or self._is_ended:
-                ending = "what it did since is not kept" if self._is_ended else "it goes on, and this is tried again"
+            if not self._has_failed or end is not None:
+                ending = "it goes on, and this is tried again" if end is None else "what it did since is not kept"
                 report(f"{as_store_error(error, self._path)} Run {self._ledger.run_id}: {ending}.", StoreWarning)
             self._has_failed = True
             return False
@@ -527,7 +523,10 @@ def recording(
         keeper.warn_of_not_stored()
         yield keeper
     finally:
-        keeper.finish("interrupted")  # unless it was told how the run ended
+        try:
+            keeper.finish("interrupted")  # unless it was told how the run ended
+        finally:
+            keeper.close()
 
 
 def _columns(plan: Plan) -> tuple[bytes, ...]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
 
 from forgepar.errors import StoreBusy, StoreError
@@ -47,7 +48,7 @@ class RunLock:
             told.update(fingerprint or b"-")
         self._workflow = workflow
         self._path = folder / f"{told.hexdigest()}.lock"
-        self._descriptor = -1
+        self._file: FileIO | None = None
 
     def acquire(self, *, wait: bool) -> None:
         """Get the lock.
@@ -79,12 +80,13 @@ class RunLock:
 
     def release(self) -> None:
         """Let go, if it is held."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            with suppress(OSError):  # of a folder that was taken away
-                self._path.unlink(missing_ok=True)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # forked workers have the descriptor, too
-            os.close(descriptor)
+        if (file := self._file) is None or file.closed:
+            return
+        with file:
+            if self._is_there(file):
+                with suppress(OSError):  # of a folder that may not be written any more
+                    self._path.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)  # forked workers have the descriptor, too
 
     def _wait(self) -> None:
         """Wait until nobody has the lock, without taking it."""
@@ -97,30 +99,33 @@ class RunLock:
 
     def _try(self, how: int) -> bool:
         while True:
+            file = self._opened()
             try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            except OSError as error:
-                raise StoreError(
-                    f"the lock {str(self._path)!r} cannot be made ({error.strerror}). Give a store that you may write.",
-                    path=str(self._path),
-                ) from error
-            try:
-                fcntl.flock(descriptor, how)
+                fcntl.flock(file, how)
+                if self._is_there(file):  # else who had it has just removed it
+                    file.truncate(0)
+                    os.pwrite(file.fileno(), f"{os.getpid()} {start_time(os.getpid())}".encode(), 0)
+                    self._file = file
+                    return True
             except BlockingIOError:
-                os.close(descriptor)
                 return False
-            if self._is_there(descriptor):
-                break
-            os.close(descriptor)  # who had it has just removed it
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} {start_time(os.getpid())}".encode(), 0)
-        self._descriptor = descriptor
-        return True
+            finally:
+                if self._file is not file:
+                    file.close()
 
-    def _is_there(self, descriptor: int) -> bool:
+    def _opened(self) -> FileIO:
         try:
-            return os.path.samestat(os.fstat(descriptor), self._path.stat())
-        except FileNotFoundError:
+            return FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        except OSError as error:
+            raise StoreError(
+                f"the lock {str(self._path)!r} cannot be made ({error.strerror}). Give a store that you may write.",
+                path=str(self._path),
+            ) from error
+
+    def _is_there(self, file: FileIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except OSError:
             return False
 
     def _owner(self) -> int | None:

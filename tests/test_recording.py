@@ -21,7 +21,8 @@ import forgepar as fp
 from forgepar.collecting import collect
 from forgepar.events import WorkflowTaskFailed
 from forgepar.priors import Priors
-from forgepar.valuefiles import ValueFiles
+from forgepar.storefile import open_to_write
+from forgepar.valuefiles import FileWriter, ValueFiles
 
 LARGE = 100_000  # float64s: a value that goes through a segment, and into a file
 
@@ -763,9 +764,46 @@ def test_a_run_that_is_interrupted_is_told_so(ran, store, tmp_path):
         assert run.table().status_counts() == {"completed": 2, "cancelled": 1}
 
 
-def test_an_interrupt_while_the_last_values_are_written_leaves_no_lock(ran, store, monkeypatch):
-    from forgepar.valuefiles import FileWriter
+class Interrupting:
+    """A connection to a store during whose first statement of some kind there is an interrupt."""
 
+    def __init__(self, connection, statement):
+        self.connection = connection
+        self.statement = statement
+
+    def __getattr__(self, name):
+        method = getattr(self.connection, name)
+
+        def call(*arguments):
+            found = method(*arguments)
+            if self.statement and self.statement in (name, str(arguments and arguments[0])[: len(self.statement)]):
+                self.statement = ""
+                raise KeyboardInterrupt  # as at the end of a call that was going on at a signal
+            return found
+
+        return call
+
+
+STATEMENTS = ["INSERT INTO runs", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE", "UPDATE runs SET status", "COMMIT"]
+
+
+@pytest.mark.parametrize("statement", [*STATEMENTS, "PRAGMA busy_timeout", "close"])
+def test_an_interrupt_while_the_store_works_leaves_no_lock_and_no_run_that_goes(ran, store, monkeypatch, statement):
+    opened = []
+    monkeypatch.setattr(
+        "forgepar.recording.open_to_write",
+        lambda path: opened.append(Interrupting(open_to_write(path), "" if opened else statement)) or opened[-1],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tree(ran).run(backend="inline", store=store, resume=True)
+    assert not opened[0].statement
+    assert list(Path(f"{store}.files").glob("*.lock")) == []
+    with fp.Store.open(store) as asked:
+        assert {facts.status for facts in asked.runs()} <= {"interrupted", "completed"}
+    assert tree(ran).run(backend="inline", store=store, resume=True).ok
+
+
+def test_an_interrupt_while_the_last_values_are_written_leaves_no_lock(ran, store, monkeypatch):
     close, calls = FileWriter.close, []
 
     def interrupted(writer):
@@ -779,7 +817,9 @@ def test_an_interrupt_while_the_last_values_are_written_leaves_no_lock(ran, stor
         tree(ran).run(backend="inline", store=store, resume=True)
     with fp.Store.open(store) as opened:
         assert opened.run().facts.status == "interrupted"
-    assert tree(ran).run(backend="inline", store=store, resume=True).ok  # it waits for nobody, and is not refused
+    ran.take()
+    tree(ran).run(backend="inline", store=store, resume=True)  # it waits for nobody, and is not refused
+    assert ran.take() == {}
 
 
 def test_a_store_is_read_while_a_run_writes_to_it(store, tmp_path):
