@@ -39,7 +39,7 @@ from forgepar.claims import Claims
 from forgepar.console import Console
 from forgepar.displays import Display, FailedTask
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
-from forgepar.errors import RunTimeout, StoreError
+from forgepar.errors import ArenaFull, RunTimeout, StoreError
 from forgepar.events import (
     Sink,
     WorkflowCancelled,
@@ -239,7 +239,7 @@ class Dispatcher:
                     if is_undone and task in self._holdings.unloaded:
                         self._holdings.load_one(task, self._keeper.load)
                     status[task] = Status.COMPLETED
-                except StoreError as error:
+                except (StoreError, ArenaFull) as error:
                     lost[task] = error
         return status, lost
 

@@ -154,6 +154,7 @@ class Recording:
             self.close()
             raise
         self._tainted = np.zeros(plan.n_tasks, np.bool_)
+        self._forgotten: set[int] = set()
         self._pending: list[tuple[Tasks, Sequence[Wire]]] = []
         self._entries: list[tuple[int, Any]] = []
         self._rows = _Rows()
@@ -461,8 +462,7 @@ class Recording:
             case WorkflowTaskRolledBack(error=None):
                 task = find(event.task)
                 self._rows.undone.append((int(Status.COMPENSATED), self._run, task))
-                self._rows.forgotten.append((self._fingerprints.of_task[task],))
-                self._tainted[task] = True  # its file may not be written yet
+                self._forget(task)
 
     def _taint(self, task: int) -> None:
         """Note that a task, and what follows it, will be made from something else than its fingerprint says.
@@ -475,6 +475,17 @@ class Recording:
             if not tainted[one]:
                 tainted[one] = True
                 left += graph.successors(one).tolist()
+
+    def _forget(self, task: int) -> None:
+        """Have the store forget the value of a task that was undone, and what was made from it or built on it."""
+        left = [task]
+        while left:
+            one = left.pop()
+            if one not in self._forgotten:
+                self._forgotten.add(one)
+                self._tainted[one] = True  # its file may not be written yet
+                self._rows.forgotten.append((self._fingerprints.of_task[one],))
+                left += self._plan.graph.successors(one).tolist()
 
     def _collect_left_out(self, task: int) -> None:
         """Make a row of a task that failed and is skipped for it."""

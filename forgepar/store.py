@@ -443,7 +443,7 @@ def _facts(row: tuple[Any, ...]) -> RunFacts:
     if status == "running" and not _runs(host, pid, started):
         status = "interrupted"
     if wall is None:
-        wall = (time.time() if status == "running" else seen) - began
+        wall = max(0.0, (time.time() if status == "running" else seen) - began)  # the clock may have been set
     return RunFacts(
         number,
         run_id,

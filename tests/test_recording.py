@@ -19,6 +19,7 @@ from conftest import wait_until
 
 import forgepar as fp
 from forgepar.collecting import collect
+from forgepar.errors import ArenaFull
 from forgepar.events import WorkflowTaskFailed
 from forgepar.priors import Priors
 from forgepar.storefile import open_to_write
@@ -319,6 +320,38 @@ def test_undone_tasks_are_forgotten(ran, store, tmp_path):
     assert ran.take() == {"made": 1}
 
 
+def test_what_was_made_from_an_undone_task_is_made_anew(ran, store, tmp_path):
+    """As what is in a table, say, that was dropped; or what holds its name, which is another one then."""
+    name, mended = tmp_path / "name", tmp_path / "mended"
+
+    def make_table():
+        ran("make")
+        return name.read_text()
+
+    def fill(table):
+        ran("fill")
+        return f"rows in {table}"
+
+    def check(rows):
+        if not mended.exists():
+            raise LookupError("not yet")
+        return rows
+
+    wf = fp.Workflow()
+    make = fp.task(make_table).options(compensate=lambda table: ran(f"drop-{table}"))
+    checked = wf.add(check, wf.add(fill, wf.add(make)))
+    wf.add(lambda: ran("beside"))
+    name.write_text("a")
+    with pytest.raises(fp.WorkflowFailed):
+        wf.run(backend="inline", store=store)
+    assert ran.take() == {"make": 1, "fill": 1, "beside": 1, "drop-a": 1}
+    name.write_text("b")
+    mended.touch()
+    result = wf.run(backend="inline", store=store, resume=True)
+    assert ran.take() == {"make": 1, "fill": 1}
+    assert result[checked] == "rows in b"
+
+
 def test_the_value_of_an_undone_task_does_not_come_back_when_its_file_is_written_late(ran, store, monkeypatch):
     from forgepar.recording import Recording, _Rows
 
@@ -448,6 +481,30 @@ def test_what_is_to_be_undone_and_is_lost_is_told(ran, store, tmp_path):
     assert ran.take() == {}
     assert set(caught.value.result.rollback.failed) == {"make-0", "make-1"}
     assert all(isinstance(error, fp.StoreError) for error in caught.value.result.rollback.failed.values())
+
+
+def test_what_is_to_be_undone_and_finds_no_room_is_told(ran, store, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    wf = interrupted_saga(ran, state)
+    state.write_text("interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        wf.run(backend="inline", store=store)
+    ran.take()
+
+    def load(priors, task, arena):
+        if task == 0:
+            raise ArenaFull("no room")
+        return load_all(priors, task, arena)
+
+    load_all = Priors.load
+    monkeypatch.setattr(Priors, "load", load)
+    wf2 = fp.Workflow("saga")  # one whose failing task takes nothing, so that the values are not read before
+    made = wf2.map(wf.specs[0].fn, range(2))
+    wf2.add(fp.task(lambda: (_ for _ in ()).throw(LookupError("no"))).options(after=made))
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf2.run(backend="inline", store=store, resume=True)
+    assert ran.take() == {"undo-1": 1}
+    assert set(caught.value.result.rollback.failed) == {"make-0"}
 
 
 # Shapes that are decided while a run goes
