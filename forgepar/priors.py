@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -72,7 +72,7 @@ class Resume:
     def __post_init__(self) -> None:
         for field in ("rerun", "start_from"):
             given = getattr(self, field)
-            names = (given,) if isinstance(given, str) else tuple(given)
+            names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
             if not all(isinstance(name, str) for name in names):
                 raise WorkflowError(f"Resume({field}={given!r}) holds no names. Give names of tasks.")
             object.__setattr__(self, field, names)

@@ -2,7 +2,6 @@
 
     Store.open ──> runs ──> RunFacts
                ──> run  ──> StoredRun ──> facts, table, events, value
-               ──> collect ──> Collected
 
 Nothing is unpickled but by `StoredRun.value`.
 """
@@ -187,11 +186,12 @@ class Store:
     @contextmanager
     def _at_one_moment(self) -> Iterator[None]:
         """Have several looks see the store as it is at one moment."""
-        self._rows("BEGIN")
         try:
+            self._rows("BEGIN")
             yield
         finally:
-            self._rows("COMMIT")
+            if self._connection.in_transaction:
+                self._rows("COMMIT")
 
     def _rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with telling(self.path):

@@ -199,9 +199,10 @@ def test_what_cannot_be_a_resume_is_told(ran, wrong):
         tree(ran).run(backend="inline", **wrong)
 
 
-def test_names_that_are_no_text_are_told():
+@pytest.mark.parametrize("wrong", [[1], 7, None, b"load", fp.Workflow().add(abs, 1)])
+def test_names_that_are_no_text_are_told(wrong):
     with pytest.raises(fp.WorkflowError, match="holds no names"):
-        fp.Resume(rerun=[1])
+        fp.Resume(rerun=wrong)
 
 
 # What cannot be kept
