@@ -303,6 +303,11 @@ class StoredRun:
             'WHERE tasks.run = ? AND task = ? ORDER BY "values".run = coalesce(source, tasks.run) DESC',
             names.index(name),
         )
+        if not rows and (became := next((other for other in names if other.startswith(f"{name}/output")), None)):
+            raise MissingResult(
+                f"the store has no value of task {name!r} of run {self.number}, as it became other tasks. "
+                f"Ask for that of {became!r}."
+            )
         if not rows:
             raise MissingResult(
                 f"the store has no value of task {name!r} of run {self.number}: it did not complete, it cannot be "

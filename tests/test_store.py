@@ -89,6 +89,16 @@ def test_what_has_no_value_is_told(tmp_path):
             opened.run().value("then")
 
 
+def test_the_value_of_a_task_that_became_others_is_told_where_to_find(tmp_path):
+    wf = fp.Workflow()
+    wf.add(sum, wf.map(abs, wf.add(fp.task(list).options(name="items"), (-1, 2))))
+    wf.run(backend="inline", store=tmp_path / "runs.db")
+    with fp.Store.open(tmp_path / "runs.db") as opened:
+        with pytest.raises(fp.MissingResult, match=r"'abs' .* became other tasks. Ask for that of 'abs/output'"):
+            opened.run().value("abs")
+        assert opened.run().value("abs/output") == [1, 2]
+
+
 def test_a_run_that_is_removed_meanwhile_is_told(store):
     run = store.run(1)
     collect(store.path, keep=1)
