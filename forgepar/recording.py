@@ -18,7 +18,7 @@ import sqlite3
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +155,7 @@ class Recording:
             raise
         self._tainted = np.zeros(plan.n_tasks, np.bool_)
         self._forgotten: set[int] = set()
+        self._reasons_told: set[str] = set()
         self._pending: list[tuple[Tasks, Sequence[Wire]]] = []
         self._entries: list[tuple[int, Any]] = []
         self._rows = _Rows()
@@ -175,24 +176,29 @@ class Recording:
 
     def warn_of_not_stored(self) -> None:
         """Warn of tasks whose value cannot be kept, though nobody said that it should not be."""
+        for text in self._told_not_stored(self._fingerprints.reasons):
+            warnings.warn(text, StoreWarning, stacklevel=5)
+
+    def _told_not_stored(self, tasks: Iterable[int]) -> Iterator[str]:
+        """Yield what is to be told of some tasks that have no fingerprint, a reason each that was not told before."""
         by_reason: dict[str, list[int]] = {}
         n_following = 0
-        for task, reason in self._fingerprints.reasons.items():
-            if task in self._fingerprints.declared:
+        for task in tasks:
+            reason = self._fingerprints.reasons[task]
+            if task in self._fingerprints.declared or reason in self._reasons_told:
                 continue
             if reason.startswith("it follows "):
                 n_following += 1
             else:
                 by_reason.setdefault(reason, []).append(task)
-        for reason, tasks in by_reason.items():
-            names = ", ".join(repr(self._plan.name(task)) for task in tasks[:_MOST_NAMED])
-            more = f" and {len(tasks) - _MOST_NAMED} more" if len(tasks) > _MOST_NAMED else ""
+        for reason, alike in by_reason.items():
+            self._reasons_told.add(reason)
+            names = ", ".join(repr(self._plan.name(task)) for task in alike[:_MOST_NAMED])
+            more = f" and {len(alike) - _MOST_NAMED} more" if len(alike) > _MOST_NAMED else ""
             follow = f", nor of the {n_following} that follow such" if n_following else ""
-            warnings.warn(
+            yield (
                 f"the run store keeps no value of {names}{more}{follow}: {reason}. They run again in a resumed run; "
-                "give them version= or arguments that can be compared, or cache=False to say that this is meant.",
-                StoreWarning,
-                stacklevel=5,
+                "give them version= or arguments that can be compared, or cache=False to say that this is meant."
             )
 
     # The keeper's part
@@ -242,9 +248,11 @@ class Recording:
         if self._tainted[parents].any():
             self._tainted[n:] = True
         self._has_grown = True
+        new = range(n, plan.n_tasks)
+        for text in self._told_not_stored(task for task in new if task in self._fingerprints.reasons):
+            report(text, StoreWarning)
         if self._resume is None:
             return np.zeros(0, np.int32)
-        new = range(n, plan.n_tasks)
         may = ~(self._tainted | self._resume.forced(plan))
         try:
             with telling(self._path):

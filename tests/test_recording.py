@@ -232,6 +232,26 @@ def test_what_cannot_be_compared_runs_again_and_is_told(ran, store):
     assert counts(result) == {"completed": 2, "cached": 1}
 
 
+def test_what_joined_a_run_and_cannot_be_compared_is_told_once(store):
+    def split():
+        import threading
+
+        class Locked:
+            def __forgepar_fingerprint__(self):
+                return threading.Lock()
+
+        inner = fp.Workflow()
+        return fp.Subflow(inner, inner.map(lambda _: 1, [Locked(), Locked()]))
+
+    wf = fp.Workflow()
+    for name in "ab":
+        wf.add(fp.task(split).options(name=name))
+    with pytest.warns(fp.StoreWarning, match=r"keeps no value of 'a/lambda-0', 'a/lambda-1', nor of.*lock") as told:
+        result = wf.run(backend="inline", store=store)
+    assert len(told) == 1
+    assert set(result.not_stored) == {f"{name}/{task}" for name in "ab" for task in ("lambda-0", "lambda-1", "output")}
+
+
 def test_cache_false_says_that_it_is_meant(ran, store):
     wf = fp.Workflow()
     now = wf.add(fp.task(lambda: ran("now")).options(cache=False, name="now"))
