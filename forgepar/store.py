@@ -276,7 +276,7 @@ class StoredRun:
     def stored_values(self) -> list[StoredValue]:
         """Return what values the store has of the run's tasks."""
         with self._store._at_one_moment():
-            names, rows = self._plan().names, self._rows(_VALUES, FILE)
+            names, rows = self._plan().names, self._rows(_VALUES)
         found: dict[int, StoredValue] = {}
         for task, maker, n_bytes, payload in rows:
             if payload is not None:
@@ -359,10 +359,10 @@ _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
     "WHERE run = ? ORDER BY task"
 )
-_VALUES = (  # without those that are here, as they may be large
-    'SELECT task, "values".run, length(payload), CASE kind WHEN ?2 THEN payload END '
-    'FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ?1 '
-    'AND "values".run = coalesce(source, tasks.run) ORDER BY task'
+_VALUES = (  # without values that are here, as they may be large
+    f'SELECT task, "values".run, length(payload), CASE kind WHEN {FILE} THEN payload END '
+    'FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ? '
+    'AND "values".run = coalesce(source, tasks.run) ORDER BY task'  # noqa: S608  (a number)
 )
 
 

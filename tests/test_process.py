@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -477,3 +478,33 @@ def test_a_closed_executor_holds_no_semaphores_however_long_its_failure_is_kept(
 
 def n_semaphores() -> int:
     return sum(issubclass(type(found), SemLock) for found in gc.get_objects())  # `isinstance` may run their code
+
+
+def test_without_a_thread_for_its_executor_a_worker_is_done_without(monkeypatch):
+    """3.12 starts no thread once the interpreter ends, when other workers may still have work."""
+    backend = ProcessBackend(2, "forkserver")
+    backend.open(1)
+    try:
+        wait_until(lambda: backend.wait(0.1) or backend.joined(), "the first worker")
+        before = multiprocessing.active_children()
+
+        def refuse(_):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        with monkeypatch.context() as changed:
+            changed.setattr(threading.Thread, "start", refuse)
+            backend.open(2)
+            assert multiprocessing.active_children() == before
+            assert [joined.slot for joined in backend.joined()] == [0]
+        backend.open(2)
+        wait_until(lambda: backend.wait(0.1) and len(backend.joined()) == 2, "the second worker")
+    finally:
+        backend.close()
+    alone = ProcessBackend(1, "forkserver")
+    try:
+        with monkeypatch.context() as changed:
+            changed.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(fp.WorkerStartFailed, match="no worker can be started any more"):
+                alone.open(1)
+    finally:
+        alone.close()

@@ -350,14 +350,38 @@ class ProcessBackend:
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
             # the child runs nothing of theirs.
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-            before = threading.enumerate()
+            before, children = threading.enumerate(), multiprocessing.active_children()
             place, gives_way = self.arena.place, self._gives_way
-            slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, inherited, gives_way)
+            try:
+                slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, inherited, gives_way)
+            except RuntimeError as error:
+                self._do_without(slot, children, error)
+                return
         slot.threads = [
             thread
             for thread in threading.enumerate()
             if thread not in before and type(thread).__module__ == ProcessPoolExecutor.__module__
         ]
+
+    def _do_without(self, slot: _Slot, children: Sequence[BaseProcess], error: RuntimeError) -> None:
+        """Go on with the other slots, as an executor cannot start its thread: 3.12 forbids it once a program ends.
+
+        Args:
+            slot: whose worker was to start.
+            children: this process's, from before.
+            error: what the executor raised.
+
+        Raises:
+            WorkerStartFailed: there is no other slot with a worker.
+        """
+        for process in set(multiprocessing.active_children()).difference(children):
+            process.kill()  # the executor had started it, and would not look after it
+            process.join()
+        self._close_pipes(slot)
+        slot.executor = slot.job = None
+        self._n_starting -= 1
+        if all(other.executor is None for other in self._slots):
+            raise WorkerStartFailed(f"no worker can be started any more ({error}).") from error
 
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
