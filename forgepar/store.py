@@ -359,10 +359,10 @@ _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
     "WHERE run = ? ORDER BY task"
 )
-_VALUES = (  # without values that are here, as they may be large
-    f'SELECT task, "values".run, length(payload), CASE kind WHEN {FILE} THEN payload END '
+_VALUES = (  # without values that are here, as they may be large: 2 is `FILE`
+    'SELECT task, "values".run, length(payload), CASE kind WHEN 2 THEN payload END '
     'FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ? '
-    'AND "values".run = coalesce(source, tasks.run) ORDER BY task'  # noqa: S608  (a number)
+    'AND "values".run = coalesce(source, tasks.run) ORDER BY task'
 )
 
 
