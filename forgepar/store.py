@@ -34,7 +34,7 @@ from forgepar.events import (
 )
 from forgepar.graph import Adjacency, longest_path_layers
 from forgepar.machine import start_time
-from forgepar.priors import FILE, checksum_of, name_and_lengths, value_of
+from forgepar.priors import checksum_of, name_and_lengths, value_of
 from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, RunTable
 from forgepar.storefile import files_of, open_to_read, telling, unpack_integers, unpack_texts
@@ -359,7 +359,7 @@ _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
     "WHERE run = ? ORDER BY task"
 )
-_VALUES = (  # without values that are here, as they may be large: 2 is `FILE`
+_VALUES = (  # without values that are here, as they may be large: 2 is `priors.FILE`
     'SELECT task, "values".run, length(payload), CASE kind WHEN 2 THEN payload END '
     'FROM tasks JOIN "values" USING (fingerprint) WHERE tasks.run = ? '
     'AND "values".run = coalesce(source, tasks.run) ORDER BY task'
