@@ -69,18 +69,20 @@ class Fingerprints:
         for template in range(len(self._heads), len(plan.templates)):
             # What stands in for tasks has templates, too, but no task of its own.
             self._heads.append(self._head(plan, template) if used[template] else _Head())
-        order = np.argsort(plan.layers, kind="stable")  # within a layer as declared: so are tasks alike numbered
-        self._walk(plan, order if not first else order[order >= first])
+        # Within a layer as declared: so are tasks alike numbered.
+        self._walk(plan, first + np.argsort(plan.layers[first:], kind="stable"), first)
         if first:
             self._refuse_waiting(plan, first)
 
-    def _walk(self, plan: Plan, order: NDArray[np.int64]) -> None:
-        """Find the fingerprints of tasks, each behind those that it waits for."""
+    def _walk(self, plan: Plan, order: NDArray[np.int64], first: int) -> None:
+        """Find the fingerprints of tasks from one on, each behind those that it waits for."""
         of_task: list[Any] = self.of_task
         alike, heads = self._alike, self._heads
-        constants, references, waits_for = plan.constants, plan.references.tolist(), _order_only(plan)
-        are_atoms = ATOMS.issuperset(map(type, constants))
-        starts = (plan.constant_start, plan.constant_start[1:], plan.reference_start, plan.reference_start[1:])
+        constants, waits_for = plan.constants, _order_only(plan, first)
+        are_atoms = ATOMS.issuperset(map(type, constants[int(plan.constant_start[first]) :]))
+        reference_start = plan.reference_start - plan.reference_start[first]
+        references = plan.references[int(plan.reference_start[first]) :].tolist()
+        starts = (plan.constant_start, plan.constant_start[1:], reference_start, reference_start[1:])
         columns = (column[order].tolist() for column in (plan.template_of, *starts))
         for task, template, constant, constant_end, reference, reference_end in zip(
             order.tolist(), *columns, strict=True
@@ -213,9 +215,10 @@ def _mixed(fingerprint: bytes, text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), key=fingerprint, digest_size=DIGEST_BYTES).digest()
 
 
-def _order_only(plan: Plan) -> dict[int, list[int]]:
-    """Return what tasks wait for without taking its value; tasks that do not are left out."""
+def _order_only(plan: Plan, first: int) -> dict[int, list[int]]:
+    """Return what tasks from one on wait for without taking its value; tasks that do not are left out."""
     before, after = plan.order_only
+    before, after = before[after >= first], after[after >= first]
     found: dict[int, list[int]] = {}
     for one, other in sorted(set(zip(after.tolist(), before.tolist(), strict=True))):
         found.setdefault(one, []).append(other)

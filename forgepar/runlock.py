@@ -39,6 +39,7 @@ class RunLock:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     lock = RunLock(Path(folder), "nightly", [b"load", b"join"])
         ...     lock.try_acquire(), RunLock(Path(folder), "nightly", [b"load", b"join"]).try_acquire()
+        ...     lock.release()
         (True, False)
     """
 
