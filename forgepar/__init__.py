@@ -87,6 +87,7 @@ __all__ = [
     "WorkflowExecutor",
     "WorkflowFailed",
     "attempt",
+    "collect",
     "context",
     "critical_path",
     "dask_get",
@@ -119,7 +120,7 @@ _HOME = {
     "fallbacks": ("ChainFallback", "RetryFallback", "SkipFallback", "ValueFallback"),
     "snapshot": ("RunSnapshot",),
     "store": ("RunFacts", "Store", "StoredRun", "StoredValue"),
-    "collecting": ("Collected",),
+    "collecting": ("Collected", "collect"),
     "subflow": ("Subflow",),
     "rollback": ("RollbackReport",),
     "runtable": ("FailedAttempt", "LayerRow", "RunTable"),
@@ -142,7 +143,7 @@ if TYPE_CHECKING:
     from forgepar.branching import when
     from forgepar.cancellation import CancellationToken
     from forgepar.checks import Finding
-    from forgepar.collecting import Collected
+    from forgepar.collecting import Collected, collect
     from forgepar.combinators import Included, ParallelTasks, map_reduce, parallel, sequence
     from forgepar.console import OutputLine
     from forgepar.contexts import RunProgress, TaskContext, context
