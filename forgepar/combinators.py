@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from forgepar.errors import DuplicateTaskName, WorkflowError
+from forgepar.errors import DuplicateTaskName, UnknownTask, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.tasks import Options, Task, task
 from forgepar.workflow import Engine, TemplateRow, Workflow
@@ -186,19 +186,28 @@ class Included(Mapping[str, TaskHandle]):
         """Return the handle of a task in the outer workflow; of several tasks, their handles.
 
         Raises:
-            UnknownTask: the inner workflow has no task of that name.
+            UnknownTask: the inner workflow has no task of that name, or had none when it was included.
             ForeignHandle: a handle that is not the inner workflow's.
         """
         if isinstance(key, TaskHandles):
             self._inner.refuse_foreign([key])
-            return _handles(self._outer, self._places[list(key.indices)])
-        return TaskHandle(self._outer, int(self._places[self._inner.index_of(key)]))
+            return _handles(self._outer, self._places[[self._known(index) for index in key.indices]])
+        return TaskHandle(self._outer, int(self._places[self._known(self._inner.index_of(key))]))
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
         return (self._inner.task_name(index) for index in range(len(self)))
+
+    def _known(self, index: int) -> int:
+        """Return a task's number if the task was there when its workflow was included."""
+        if index >= len(self._places):
+            raise UnknownTask(
+                f"task {self._inner.task_name(index)!r} was added to workflow {self._inner.name!r} after that was "
+                f"included in {self._outer.name!r}. Include it once it is complete."
+            )
+        return index
 
 
 def _include(outer: Workflow, inner: Workflow, bindings: Mapping[str, Any], prefix: str | None) -> Included:

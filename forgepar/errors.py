@@ -104,7 +104,7 @@ class DuplicateTaskName(WorkflowError):
 
 
 class ForeignHandle(WorkflowError):
-    """A handle was used with a workflow that did not make it."""
+    """A handle was used with a workflow, or with the result of one, that did not make it."""
 
 
 class UnknownTask(WorkflowError, KeyError):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
+from forgepar.errors import ForeignHandle
+
 
 class Owner(Protocol):
     """The workflow that a handle belongs to, as far as a handle needs to know it."""
 
     name: str
+    identity: bytes
 
     def task_name(self, index: int) -> str:
         """Return the name of a task from its number."""
@@ -100,3 +103,17 @@ class TaskHandles(Sequence[TaskHandle]):
             f"{self!r} are handles, not values, and cannot be pickled. Handles are replaced by values inside lists, "
             "tuples, dict values and dataclass fields of a task's arguments; elsewhere they are not found."
         )
+
+
+def foreign(handle: TaskHandle | TaskHandles, name: str, remedy: str) -> ForeignHandle:
+    """Return the error for a handle that was used with another workflow than its own.
+
+    Args:
+        handle: one handle, or those of several tasks.
+        name: the name of the workflow that it was used with.
+        remedy: what to do about it.
+    """
+    own = handle.workflow.name
+    first = f" from {handle[0].name!r} on" if isinstance(handle, TaskHandles) and handle else ""
+    owner = f"workflow {own!r}, not to {name!r}" if name != own else f"another workflow of the same name, {own!r}"
+    return ForeignHandle(f"{handle!r}{first} belongs to {owner}. {remedy}")

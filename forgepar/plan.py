@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from forgepar.adapters import as_compensation, as_handler
 from forgepar.arguments import CONSTANT, REFERENCE, Layout
-from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask
+from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask, WorkflowError
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
+from forgepar.handles import TaskHandle, TaskHandles, foreign
 from forgepar.tasks import Task, base_name
 from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 
@@ -28,6 +29,10 @@ IntArray: TypeAlias = NDArray[np.int32]
 Tasks: TypeAlias = range | IntArray
 
 _ITS_VALUE = Layout((REFERENCE,), ())
+_OF_ITS_OWN = (
+    "Ask the result of its own workflow. For a task of a workflow that was included, take the handle that "
+    "Workflow.include gives: included[handle]; for one of a copy, Workflow.handle."
+)
 _ORDINAL = re.compile("0|[1-9][0-9]{0,17}")
 
 
@@ -92,6 +97,8 @@ class Plan:
         workflow: what to freeze. Tasks added to it later are not in this plan.
 
     Attributes:
+        identity: the workflow's, by which its handles are known.
+        n_declared: how many tasks the workflow had; those behind them came from subflows and have no handles.
         n_tasks: how many.
         template_of: int32, a template a task.
         specs: callables with their options.
@@ -111,7 +118,8 @@ class Plan:
 
     def __init__(self, workflow: Workflow) -> None:
         self.workflow_name = workflow.name
-        self.n_tasks = len(workflow)
+        self.identity = workflow.identity
+        self.n_tasks = self.n_declared = len(workflow)
         self.specs: Sequence[Spec] = tuple(workflow.specs)
         self.templates: Sequence[TemplateRow] = tuple(workflow.templates)
         numbers: dict[int, int] = {}
@@ -305,6 +313,38 @@ class Plan:
                 "Workflow.execution_layers() lists the names."
             )
         return found[0]
+
+    def index_of(self, key: TaskHandle | str) -> int:
+        """Return the number of the task that a handle or a name stands for.
+
+        Raises:
+            ForeignHandle: the handle is another workflow's.
+            UnknownTask: no task of that name, or the task was declared after this plan was made.
+            WorkflowError: the key is neither a handle nor a name.
+        """
+        if isinstance(key, TaskHandle):
+            return self.indices_of(key)[0]
+        if not isinstance(key, str):
+            raise WorkflowError(f"{key!r} names no task. Give one handle, or a task's name.")
+        return self.find(key)
+
+    def indices_of(self, handle: TaskHandle | TaskHandles) -> Sequence[int]:
+        """Return the numbers of the tasks that one handle, or those of several tasks, stand for.
+
+        Raises:
+            ForeignHandle: it is another workflow's.
+            UnknownTask: a task was declared after this plan was made.
+        """
+        if handle.workflow.identity != self.identity:
+            raise foreign(handle, self.workflow_name, _OF_ITS_OWN)
+        indices = handle.indices if isinstance(handle, TaskHandles) else (handle.index,)
+        if len(indices) and max(indices[0], indices[-1]) >= self.n_declared:
+            late = handle.workflow.task_name(max(indices[0], indices[-1]))
+            raise UnknownTask(
+                f"task {late!r} was added to workflow {self.workflow_name!r} after this run had begun, so the run did "
+                "not have it. Run the workflow again."
+            )
+        return indices
 
     def check_names(self) -> None:
         """Raise `DuplicateTaskName` where a name that was given is also one that was derived."""

@@ -176,7 +176,8 @@ class RunResult:
     """Values and records of one run.
 
     Values are looked up by handle or name; a list of handles, or what `Workflow.map` returned, gives a list. Only
-    outputs are there: by default the values that no other task took.
+    outputs are there: by default the values that no other task took. Handles are those of the workflow that was run,
+    which may have grown since.
 
     Attributes:
         run_id: the run's id, text of its own.
@@ -273,17 +274,26 @@ class RunResult:
         Raises:
             MissingResult: the task did not complete.
             ResultReleased: it did, but its value was no output of the run.
-            UnknownTask: no task of that name.
+            UnknownTask: no task of that name, or the task was declared after the run had begun.
+            ForeignHandle: a handle of another workflow: of one that was included, of a copy, or of the original of a
+                copy.
+            WorkflowError: the key is neither a handle nor a name.
         """
         if isinstance(key, TaskHandles):
-            return [self._value(index) for index in key.indices]
+            return [self._value(index) for index in self._plan.indices_of(key)]
         if isinstance(key, list):
             return [self[part] for part in key]
-        return self._value(self._index(key))
+        return self._value(self._plan.index_of(key))
 
     def record(self, key: TaskHandle | str) -> TaskRecord:
-        """Return the record of one task."""
-        return self._record(self._index(key))
+        """Return the record of one task.
+
+        Raises:
+            UnknownTask: no task of that name, or the task was declared after the run had begun.
+            ForeignHandle: a handle of another workflow.
+            WorkflowError: the key is neither a handle nor a name.
+        """
+        return self._record(self._plan.index_of(key))
 
     def status_counts(self) -> dict[str, int]:
         """Count the tasks of each status that occurs."""
@@ -442,9 +452,6 @@ class RunResult:
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {status}" for status, n in self.status_counts().items())
         return f"<RunResult of {self._plan.workflow_name!r}: {counts}>"
-
-    def _index(self, key: TaskHandle | str) -> int:
-        return key.index if isinstance(key, TaskHandle) else self._plan.find(key)
 
     def _value(self, index: int) -> Any:
         index = self._plan.alias.get(index, index)

@@ -7,22 +7,18 @@ A million tasks are a few columns, not a million objects: a task is a number, an
 from __future__ import annotations
 
 import inspect
+import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple, overload
 
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
-from forgepar.errors import (
-    CyclicWorkflow,
-    DuplicateTaskName,
-    EmptyWorkflow,
-    ForeignHandle,
-    WorkflowError,
-)
-from forgepar.handles import TaskHandle, TaskHandles
+from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, WorkflowError
+from forgepar.handles import TaskHandle, TaskHandles, foreign
 from forgepar.tasks import Options, Task, base_name, is_prepared, unfold
 
 
@@ -83,8 +79,14 @@ class Engine:
 class Workflow:
     """A graph of tasks.
 
+    A copy of a workflow, by `copy`, `copy.deepcopy` or pickle, is a workflow of its own: handles of the original do not
+    belong to it. Look them up by name: ``copy.handle("load-0")``.
+
     Args:
         name: what reports call it.
+
+    Attributes:
+        identity: differs between any two workflows, whatever their names; a `RunResult` knows its workflow by it.
 
     Example:
         >>> wf = Workflow("sums")
@@ -98,6 +100,7 @@ class Workflow:
 
     def __init__(self, name: str = "workflow") -> None:
         self.name = name
+        self.identity = _new_identity()
         self.specs: list[Spec] = []
         self.templates: list[TemplateRow] = []
         # One row a task:
@@ -124,12 +127,26 @@ class Workflow:
 
     def __getstate__(self) -> dict[str, Any]:
         # Objects are known by their ids, which do not travel; nor do handles, whose order is in the columns.
-        return {
+        state = {
             **self.__dict__,
             "_plan": None,
             "_spec_of": {},
             "specs": [spec.without_handles() for spec in self.specs],
         }
+        del state["identity"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # An identity of its own: the original and its copies may grow apart, and a handle is a number only.
+        self.__dict__.update(state, identity=_new_identity())
+
+    def __copy__(self) -> Workflow:
+        """Return a workflow with columns of its own, so that neither grows with the other."""
+        twin = object.__new__(type(self))
+        state = self.__getstate__()
+        columns = {name: copy(value) for name, value in state.items() if isinstance(value, (list, dict, set, array))}
+        twin.__setstate__(state | columns)
+        return twin
 
     def __repr__(self) -> str:
         return f"<Workflow {self.name!r} of {len(self)} tasks>"
@@ -365,8 +382,7 @@ class Workflow:
             ForeignHandle: a handle of another workflow.
         """
         if isinstance(task, TaskHandle):
-            if task.workflow is not self:
-                raise _foreign(task, self)
+            self.refuse_foreign([task])
             return task.index
         if not isinstance(task, str):
             raise WorkflowError(f"{task!r} names no task. Give one handle, or a task's name.")
@@ -565,7 +581,7 @@ class Workflow:
         kind = type(value)
         if kind is TaskHandle:
             if value.workflow is not self:
-                raise _foreign(value, self)
+                raise foreign(value, self.name, _IN_ONE)
             references.append(value.index)
             return REFERENCE
         if kind in ATOMS:
@@ -582,7 +598,7 @@ class Workflow:
         if kind is not TaskHandle and kind is not TaskHandles:
             return None
         if part.workflow is not self:
-            raise _foreign(part, self)
+            raise foreign(part, self.name, _IN_ONE)
         at = len(references)
         if kind is TaskHandle:
             references.append(part.index)
@@ -652,7 +668,7 @@ class Workflow:
         """Raise `ForeignHandle` where one of the handles is another workflow's."""
         for handle in handles:
             if handle.workflow is not self:
-                raise _foreign(handle, self)
+                raise foreign(handle, self.name, _IN_ONE)
 
     def _wait_for(self, index: int, handles: Iterable[TaskHandle | TaskHandles]) -> None:
         for handle in handles:
@@ -662,6 +678,7 @@ class Workflow:
 
 
 _NO_OPTIONS = Options()
+_IN_ONE = "Declare both tasks in one workflow, or include one in the other."
 _PREPARED = -1  # in place of a spec's number: something else is to be called; see `unfold`
 
 
@@ -677,8 +694,6 @@ def _interleaved(columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     return (item for row in zip(*columns, strict=True) for item in row)
 
 
-def _foreign(handle: TaskHandle | TaskHandles, workflow: Workflow) -> ForeignHandle:
-    return ForeignHandle(
-        f"{handle!r} belongs to workflow {handle.workflow.name!r}, not to {workflow.name!r}. "
-        "Declare both tasks in one workflow."
-    )
+def _new_identity() -> bytes:
+    """Return bytes that no other workflow has, in any process; a plan that has them keeps no workflow alive."""
+    return os.urandom(16)
