@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +15,16 @@ from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, Wo
 from forgepar.graph import Adjacency, longest_path_layers
 from forgepar.machine import as_bytes, as_text, available_cpus, available_memory, total_memory
 from forgepar.plan import Plan
+from forgepar.tasks import Task
+from forgepar.values.arena import Arena
+from forgepar.values.codec import ATOMIC, dumps
+from forgepar.values.fresh import Original, is_frozen
 from forgepar.workflow import Engine, Workflow
 
 FATAL = frozenset(("empty", "cycle", "duplicate name", "too much memory"))  # kinds with which no run can begin
 _MOST_NAMED = 3
+_MANY_TASKS = 1000  # that copy a constant, or
+_LARGE_COPY = Arena.blob_limit  # bytes of it: less is not worth a word
 _NARROW_SHARE = 0.25  # of the layers: below it, barriers that leave workers idle are not worth a word
 
 
@@ -26,7 +34,7 @@ class Finding:
 
     Attributes:
         kind: "empty", "cycle", "duplicate name", "too much memory", "much memory", "order without need",
-            "narrow layers", "no timeout", "no compensation".
+            "narrow layers", "no timeout", "no compensation", "copied constant".
         message: what it is, and what to do about it.
         tasks: names of the tasks it is about.
     """
@@ -66,6 +74,7 @@ def check(
         *(() if cycle else _narrow_layers(plan, workers or available_cpus())),
         *(_without_timeout(plan, layer_timeout) if layer_timeout is not None else ()),
         *_without_compensation(plan, rollback),
+        *_copied_constants(plan),
     ]
 
 
@@ -235,6 +244,50 @@ def _without_compensation(plan: Plan, rollback: Any) -> Iterator[Finding]:
             f"change something outside (effects=True), and a rollback leaves that as it is: {covered} of "
             f"{int(effects.sum())} such tasks have a compensate=. Give them one, or run(rollback='none').",
         )
+
+
+def _copied_constants(plan: Plan) -> Iterator[Finding]:
+    """Find constants that each task gets a copy of, as it could change them, and measure what that takes."""
+    takers: dict[tuple[str, int], tuple[Any, list[int]]] = {}
+    for number in np.flatnonzero(np.bincount(plan.template_of)).tolist():
+        row = plan.templates[number]
+        constants = [(f"the constant {name!r}", id(value), value) for name, value in row.shared.items()]
+        fn = plan.callables[plan.callable_of[number]]
+        fn = fn.fn if isinstance(fn, Task) else fn
+        if isinstance(fn, functools.partial):
+            constants.append(("what their partial holds", id(fn), (fn.args, tuple(fn.keywords.values()))))
+        for what, which, value in constants:
+            if type(value) not in ATOMIC and not is_frozen(value):
+                takers.setdefault((what, which), (value, []))[1].append(number)
+    for (what, _), (value, templates) in takers.items():
+        which = np.isin(plan.template_of, templates)
+        n_tasks = int(which.sum())
+        copying = _copying(value)
+        if copying is not None and n_tasks > 1 and (n_tasks >= _MANY_TASKS or copying[0] >= _LARGE_COPY):
+            n_bytes, seconds = copying
+            yield _finding(
+                "copied constant",
+                plan,
+                which,
+                f"get a copy of {what} each, as a task could change it: {as_text(n_bytes)} and {seconds * 1e6:,.0f} us "
+                f"per task, {n_tasks * seconds:.2g} s in all. Give what cannot be changed (a tuple, a frozenset, a "
+                "large array by itself), or have the function load it and keep it (functools.cache).",
+            )
+
+
+def _copying(value: Any) -> tuple[int, float] | None:
+    """Return the bytes and seconds that a task's copy of a constant takes; None where it cannot be changed there."""
+    buffers: list[Any] = []
+    try:
+        n_bytes = len(dumps(value, buffers)) + sum(len(buffer.raw()) for buffer in buffers)
+        original = Original(value, limit=0 if n_bytes > Arena.blob_limit else None)
+        if is_frozen(original.copy()):
+            return None
+        began = time.perf_counter()
+        original.copy()
+        return original.n_bytes, time.perf_counter() - began
+    except Exception:
+        return None  # a run refuses it
 
 
 def _finding(kind: str, plan: Plan, which: NDArray[np.bool_], text: str) -> Finding:

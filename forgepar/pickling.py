@@ -65,23 +65,29 @@ def _call_pickled(data: bytes) -> object:
     return fn(*args)
 
 
-class EachOf:
-    """A function of several rows of arguments that calls another for each."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn = fn
-
-    def __call__(self, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-        return [self._fn(*row) for row in rows]
-
-
 def loads_own(data: bytes | memoryview, buffers: Iterable[Any]) -> Any:
     """Unpickle a value into copies of its buffers, which can be written even if what was pickled could not.
 
-    An array that is a view of memory which others read is pickled with a mark that makes it read-only again.
+    An array that is a view of memory which others read is pickled with a mark that makes it read-only again; a small
+    one as bytes, which cannot be written.
     """
     data = bytes(data)
-    return pickle.loads(_unmarked(data) if READONLY_BUFFER in data else data, buffers=map(bytearray, buffers))
+    data, own = _unmarked(data) if READONLY_BUFFER in data else data, map(bytearray, buffers)
+    return (
+        _OwnArrays(io.BytesIO(data), buffers=own).load() if b"_frombuffer" in data else pickle.loads(data, buffers=own)
+    )
+
+
+class _OwnArrays(pickle.Unpickler):
+    """Makes numpy's arrays of memory that can be written."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return functools.partial(_writable, found) if name == "_frombuffer" and module.startswith("numpy.") else found
+
+
+def _writable(make: Callable[..., Any], buffer: Any, *shape: Any) -> Any:
+    return make(bytearray(buffer) if memoryview(buffer).readonly else buffer, *shape)
 
 
 def _unmarked(data: bytes) -> bytes:

@@ -16,10 +16,11 @@ from forgepar.errors import WorkflowError
 from forgepar.feeder import Feeder, is_over
 from forgepar.jobs import Called, JobFuture
 from forgepar.machine import as_bytes, available_cpus
-from forgepar.pickling import EachOf, Prepared
+from forgepar.pickling import Prepared
 from forgepar.recipes import Recipes
 from forgepar.sharing import Sharing
 from forgepar.tasks import Task, is_prepared, unfold
+from forgepar.values.fresh import EachOf
 from forgepar.values.segment import Part
 
 
@@ -29,9 +30,10 @@ class ForgeExecutor(Executor):
     What differs from `ProcessPoolExecutor`: a worker that dies fails the one job it was at, with an error that is both
     a `WorkerDied` and a `BrokenProcessPool`, and the executor goes on. Lambdas, closures and functions of the script
     work under all start methods, and no ``if __name__ == "__main__"`` is needed. ``submit(task(fn, timeout=...), ...)``
-    takes the options ``name``, ``timeout``, ``retries``, ``backoff``, ``retry_on`` and ``memory``. Futures of the
-    executor among the arguments, in lists and dicts too, stand for their values: the job is run when they are done, and
-    fails as they do. Arrays and other large values go through shared memory and are read-only on the other side.
+    takes the options ``name``, ``timeout``, ``retries``, ``backoff``, ``retry_on``, ``memory`` and ``writable``.
+    Futures of the executor among the arguments, in lists and dicts too, stand for their values: the job is run when
+    they are done, and fails as they do. Arrays and other large values go through shared memory and are read-only on the
+    other side, unless ``writable=True`` has the job get copies.
 
     Args:
         workers: how many processes; None: one for each CPU this process may use. They start as they are needed.

@@ -167,7 +167,7 @@ def _check_options(fn: Callable[..., Any], options: Options) -> None:
     if refused:
         raise WorkflowError(
             f"{base_name(fn)!r} has {refused[0]}=, which is for workflows. An executor knows name, retries, backoff, "
-            "retry_on, timeout and memory; a future among the arguments is waited for."
+            "retry_on, timeout, memory and writable; a future among the arguments is waited for."
         )
 
 

@@ -243,8 +243,9 @@ def _news(held: Held, recipe: Recipe) -> tuple[Sequence[tuple[int, bytes]], Sequ
     if called.number not in held.callables:
         held.callables.add(called.number)
         callables = [(called.number, called.pickled)]
-    columns = (layout.kinds, layout.keywords)
-    return callables, [Template(recipe.number, called.number, columns, {}, called.base, recipe.options.timeout)]
+    columns, options = (layout.kinds, layout.keywords), recipe.options
+    template = Template(recipe.number, called.number, columns, {}, called.base, options.timeout, options.writable)
+    return callables, [template]
 
 
 def _as_column(numbers: Sequence[int]) -> int | bytes:

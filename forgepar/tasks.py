@@ -79,6 +79,8 @@ class Options:
             all that follows it run each time.
         version: number or text that stands for what its code does not tell: a change of it has the task run again, and
             what of its code cannot be compared (a global lock, an open file) is left to it.
+        writable: whether arrays among its arguments are private copies, which it may write to. Without, large ones are
+            read-only views of memory that other tasks read as well.
     """
 
     name: str | None = None
@@ -93,12 +95,14 @@ class Options:
     fallback: Any = MISSING
     cache: bool = True
     version: int | str | None = None
+    writable: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.retries, int) or self.retries < 0:
             raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
-        if not isinstance(self.cache, bool):
-            raise WorkflowError(f"cache={self.cache!r} is neither True nor False. Give one of them.")
+        for name in ("cache", "writable"):
+            if not isinstance(getattr(self, name), bool):
+                raise WorkflowError(f"{name}={getattr(self, name)!r} is neither True nor False. Give one of them.")
         if self.version is not None and not isinstance(self.version, (int, str)):
             raise WorkflowError(f"version={self.version!r} is no version. Give a number or text, or None.")
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
@@ -171,7 +175,7 @@ class Task(Generic[P, R]):
 
         Args:
             **changes: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-                ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``.
+                ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``, ``writable``.
 
         Raises:
             WorkflowError: an option of another name, or a value it cannot have.
@@ -207,7 +211,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     Args:
         fn: any callable; left out in ``@task(...)``.
         **options: fields of `Options`: ``name``, ``after``, ``retries``, ``backoff``, ``retry_on``, ``timeout``,
-            ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``.
+            ``memory``, ``effects``, ``compensate``, ``fallback``, ``cache``, ``version``, ``writable``.
 
     Returns:
         A `Task`, or a decorator that makes one.

@@ -212,8 +212,9 @@ class Workflow:
             *iterables: positional arguments, one item a task. Items may be handles, or hold some. A handle in the
                 place of an iterable stands for a list that is known only when the workflow runs: the tasks are added
                 then, and what this returns is one handle, for the list of their values.
-            **constants: given to every task by keyword. They travel to a worker once a run and are the same objects
-                to all tasks it runs: do not change them. They hold no handles.
+            **constants: given to every task by keyword, as they were given here. They travel to a worker once a run.
+                What cannot be changed (numbers, text, tuples of such, functions, large arrays) is one object to all
+                tasks that it runs; of anything else each task gets a copy of its own. They hold no handles.
 
         Returns:
             The tasks' handles, in the order of the items; as an argument they stand for the list of all values. Where
@@ -443,8 +444,9 @@ class Workflow:
 
         A cycle, with its path; names that two tasks have; order without data that makes layers more; layers narrower
         than the workers; tasks without a timeout of their own under ``layer_timeout``; declared memory that cannot be
-        had; tasks with ``effects`` and no ``compensate``, if a rollback may come to them. Order that no layer is lost
-        by is not told of, nor that of a task behind one with ``effects``.
+        had; tasks with ``effects`` and no ``compensate``, if a rollback may come to them; constants of `map` that cost
+        each of many tasks a copy. Order that no layer is lost by is not told of, nor that of a task behind one with
+        ``effects``.
 
         Args:
             workers: how many workers the run would have; None: one for each CPU this process may use.

@@ -60,6 +60,7 @@ RANKS = {
     4: [
         "backends.wire",
         "values.inplace",
+        "values.fresh",
         "branching",
         "combinators",
         "digests",

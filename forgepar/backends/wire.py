@@ -51,6 +51,7 @@ class Template(NamedTuple):
         shared: constants that every task of the template gets by keyword.
         base: what the tasks' names begin with.
         timeout: seconds that an attempt may take; None: any number.
+        owns: whether the tasks' arguments are private copies throughout, instead of views of memory that others read.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Template(NamedTuple):
     shared: dict[str, Wire]
     base: str = ""
     timeout: float | None = None
+    owns: bool = False
 
 
 class Batch(NamedTuple):

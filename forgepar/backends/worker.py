@@ -30,9 +30,10 @@ from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, ope
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
-from forgepar.pickling import dumps_by_value
+from forgepar.pickling import dumps_by_value, loads_own
 from forgepar.values.arena import Arena, Place
-from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, encode
+from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encode, parts_of
+from forgepar.values.fresh import is_frozen, renewing
 from forgepar.values.inplace import use
 
 REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
@@ -47,9 +48,11 @@ _THREAD_VARIABLES = (
 )
 _READ_ONLY = (
     "Large inputs of a task are views of memory that others read as well, so they cannot be written. "
-    "Change a copy: array = array.copy(). What the task makes itself can be written as ever."
+    "Change a copy, array = array.copy(), or have the task get copies: task(writable=True). What the task makes itself "
+    "can be written as ever."
 )
 STACK_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)  # where there is one that no program uses by itself
+_OWN_FILES = (__file__, renewing.__code__.co_filename)
 END_OF_STACK = " in serve\n"
 _inside = False
 
@@ -130,14 +133,27 @@ def _speak(worker: Worker, folder: str, slot: int) -> Voice:
 
 
 class _Call(NamedTuple):
-    """A template made ready to run; it is direct if its arguments, once decoded, go to the function as they come."""
+    """A template made ready to run.
+
+    Attributes:
+        function: what to call.
+        layout: what stands where in the arguments.
+        shared: the constants that all tasks get.
+        renewed: of these constants, the pickle and buffers of those that are unpickled again for each task.
+        is_direct: whether the arguments, once decoded, go to the function as they come.
+        base: what the tasks' names begin with.
+        timeout: seconds that an attempt may take.
+        owns: whether arguments are private copies.
+    """
 
     function: Callable[..., Any]
     layout: Layout
     shared: dict[str, Any]
+    renewed: dict[str, tuple[Any, Sequence[Any]]]
     is_direct: bool
     base: str
     timeout: float | None
+    owns: bool
 
 
 class Worker:
@@ -338,13 +354,17 @@ class Worker:
 
     def _make_call(self, template: Template) -> _Call:
         layout = Layout(*template.layout)
-        function, shared = self._callables[template.callable], {}
+        function, shared, renewed = self._callables[template.callable], dict[str, Any](), {}
         try:
-            shared = {name: decode(wire, self._arena) for name, wire in template.shared.items()}
+            for name, wire in template.shared.items():
+                shared[name] = value = decode(wire, self._arena)
+                if type(wire) is tuple and (template.owns or not is_frozen(value)):
+                    renewed[name] = parts_of(wire, self._arena)
+            function = renewing(function, owns=template.owns)
         except Exception as error:
             function = _raiser(error)
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
-        return _Call(function, layout, shared, is_direct, template.base, template.timeout)
+        return _Call(function, layout, shared, renewed, is_direct, template.base, template.timeout, template.owns)
 
     def _take_in(self, values: Sequence[Wire]) -> list[Wire]:
         """Keep the coded values that came to be kept, and look up those that were kept before."""
@@ -360,16 +380,18 @@ class Worker:
 
     def _callee(self, call: _Call, *, coded: bool) -> Callable[..., Any]:
         """Return what takes a row of `_rows`: the user's function itself where nothing stands between."""
-        function, layout, shared, is_direct, *_ = call
+        function, layout, shared, renewed, is_direct, *_ = call
         if is_direct and not coded:
             return function
+        read, load = (decode_own, loads_own) if call.owns else (decode, _loads)
         arena, kinds, keywords, n_positional = self._arena, layout.kinds, layout.keywords, layout.n_positional
         nested = max(kinds, default=0) >= NESTED
 
         def decoded(*row: Any) -> Any:
             try:
-                arguments = [decode(wire, arena) for wire in row[: len(kinds)]]
-                inner = [decode(wire, arena) for wire in row[-1]] if nested else []
+                arguments = [read(wire, arena) for wire in row[: len(kinds)]]
+                inner = [read(wire, arena) for wire in row[-1]] if nested else []
+                own = {name: load(*parts) for name, parts in renewed.items()} if renewed else renewed
             except BaseException as error:
                 self._unread = error
                 raise
@@ -378,7 +400,7 @@ class Worker:
                     fill(part, inner) if kind >= NESTED else part for kind, part in zip(kinds, arguments, strict=True)
                 ]
             by_name = dict(zip(keywords, arguments[n_positional:], strict=True))
-            return function(*arguments[:n_positional], **by_name, **shared)
+            return function(*arguments[:n_positional], **by_name, **({**shared, **own} if own else shared))
 
         return decoded
 
@@ -489,6 +511,10 @@ def _nth(numbers: int | bytes, position: int) -> int:
     return numbers if isinstance(numbers, int) else array("i", numbers)[position]
 
 
+def _loads(pickled: Any, buffers: Sequence[Any]) -> Any:
+    return pickle.loads(pickled, buffers=buffers)
+
+
 def _load_callable(pickled: bytes) -> Callable[..., Any]:
     """Unpickle a callable. It is sent once, so where that fails every task of it is to fail for the same reason."""
     try:
@@ -537,13 +563,13 @@ def _text_of(error: BaseException) -> str:
 
 
 def _cut_own_frames(error: BaseException) -> None:
-    """Take this module's frames off the front of an exception's traceback, and of those it came from."""
+    """Take frames of this module, and of what calls a task for it, off the front of the tracebacks of an error."""
     seen: set[int] = set()
     chain: BaseException | None = error
     while chain is not None and id(chain) not in seen:
         seen.add(id(chain))
         trace = chain.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
             trace = trace.tb_next
         chain.__traceback__ = trace
         chain = chain.__cause__ or chain.__context__

@@ -11,10 +11,10 @@ thousands of values, and pickling an instance takes 1 us where a tuple takes 0.1
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from forgepar.pickling import dumps_by_value
+from forgepar.pickling import dumps_by_value, loads_own
 from forgepar.values.arena import Arena
 from forgepar.values.segment import Part, Segment, segment_bytes
 
@@ -66,6 +66,19 @@ def decode(wire: Wire, arena: Arena) -> Any:
         return pickle.loads(wire[0])
     stream, *buffers = arena.read(wire)
     return pickle.loads(stream, buffers=buffers)
+
+
+def decode_own(wire: Wire, arena: Arena) -> Any:
+    """Turn back what `encode` made into a value whose arrays have memory of their own, which can be written."""
+    return loads_own(*parts_of(wire, arena)) if type(wire) is tuple else wire
+
+
+def parts_of(wire: Wire, arena: Arena) -> tuple[Any, Sequence[Any]]:
+    """Return the pickle of a value that is no scalar, and its buffers."""
+    if type(wire[0]) is bytes:
+        return wire[0], ()
+    stream, *buffers = arena.read(wire)
+    return stream, buffers
 
 
 def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes:
