@@ -86,6 +86,7 @@ __all__ = [
     "WorkflowError",
     "WorkflowExecutor",
     "WorkflowFailed",
+    "WorkingFolderGone",
     "attempt",
     "collect",
     "context",
@@ -180,6 +181,7 @@ if TYPE_CHECKING:
         WorkerStartFailed,
         WorkflowError,
         WorkflowFailed,
+        WorkingFolderGone,
     )
     from forgepar.executor import WorkflowExecutor
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback

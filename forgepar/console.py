@@ -118,6 +118,7 @@ class Console:
 
     def _log(self, task: int, slot: int, payload: bytes) -> None:
         record = logging.makeLogRecord({**pickle.loads(payload), "task": self._name(task), "worker": slot})
+        record.levelname = logging.getLevelName(record.levelno)  # workers do not know names that the program added
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)

@@ -21,6 +21,7 @@
     │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
     ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
     ├── WorkerStartFailed               workers end before they serve
+    ├── WorkingFolderGone (FileNotFoundError)  the working directory of the caller was deleted; .folder
     ├── StoreError                      a run store cannot be used as it is; .path
     │   ├── StoreBusy                   another program holds it, or another run works on the same workflow
     │   └── StoreUntrusted              others may write to it, so that its values may be anybody's code
@@ -285,6 +286,18 @@ class RunTimeout(ForgeparError, TimeoutError):
 
 class WorkerStartFailed(ForgeparError):
     """Worker processes end before they can take work."""
+
+
+class WorkingFolderGone(ForgeparError, FileNotFoundError):
+    """The caller's working directory was deleted, so that its tasks cannot run in it.
+
+    Attributes:
+        folder: its path, where that is known.
+    """
+
+    def __init__(self, message: str, *, folder: str = "") -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class NotInTask(ForgeparError, RuntimeError):

@@ -20,7 +20,9 @@ from typing import Any, Literal, NoReturn, Self
 import forgepar.fromgraph  # noqa: F401  (it lends `Workflow.from_graph` what it needs)
 from forgepar.backends.base import Backend
 from forgepar.backends.inline import InlineBackend
+from forgepar.backends.output import rules_here
 from forgepar.backends.process import ProcessBackend
+from forgepar.backends.surroundings import Surroundings, here, pack
 from forgepar.backends.worker import inside_worker
 from forgepar.cancellation import CancellationToken
 from forgepar.checks import Finding  # noqa: F401  (it lends `Workflow.check` what it needs)
@@ -215,9 +217,10 @@ class WorkflowExecutor:
         taking_up = _as_resume(store, resume)
         if not (progress is None or isinstance(progress, bool) or hasattr(progress, "beat")):
             raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
+        surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
         cargo = Cargo(plan)
         with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
-            return self._run(plan, policy, cargo, cancel, Console(plan, show), sinks, keeper, progress)
+            return self._run(plan, policy, cargo, surroundings, cancel, Console(plan, show), sinks, keeper, progress)
 
     def close(self) -> None:
         """End the workers. The next run would start new ones."""
@@ -236,6 +239,7 @@ class WorkflowExecutor:
         plan: Plan,
         policy: RunPolicy,
         cargo: Cargo,
+        surroundings: bytes,
         cancel: CancellationToken | None,
         console: Console,
         sinks: Sequence[Sink],
@@ -253,7 +257,8 @@ class WorkflowExecutor:
             math.inf if policy.timeout is None else time.perf_counter() + policy.timeout,
         )
         one_layer = policy.schedule == "layers"
-        shipment = Shipment(cargo, backend.arena, next(self._runs), backend.n_slots, facts, one_layer=one_layer)
+        number = next(self._runs)
+        shipment = Shipment(cargo, backend.arena, number, backend.n_slots, facts, surroundings, one_layer=one_layer)
         dispatcher = Dispatcher(
             plan,
             policy,

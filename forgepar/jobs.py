@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
 from forgepar.arguments import Layout
+from forgepar.backends.surroundings import Moment
 from forgepar.poolerrors import PoolUnreadable
 from forgepar.tasks import Options, base_name
 from forgepar.values.arena import Arena
@@ -182,20 +183,22 @@ class Called:
 
 
 class Recipe:
-    """What jobs of one callable, and of one order of arguments, share.
+    """What jobs of one callable, of one order of arguments and of one moment share.
 
     Attributes:
         number: its own.
         called: the callable.
         layout: what stands where in the arguments.
+        surroundings: what the caller's process was when it submitted them.
     """
 
-    __slots__ = ("called", "layout", "number", "options")
+    __slots__ = ("called", "layout", "number", "options", "surroundings")
 
-    def __init__(self, number: int, called: Called, layout: Layout) -> None:
+    def __init__(self, number: int, called: Called, layout: Layout, surroundings: Moment) -> None:
         self.number = number
         self.called = called
         self.layout = layout
+        self.surroundings = surroundings
         self.options = called.options
 
 

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from forgepar.backends.process import ProcessBackend
-from forgepar.errors import WorkflowError
+from forgepar.backends.surroundings import Moment
+from forgepar.errors import WorkflowError, WorkingFolderGone
 from forgepar.feeder import Feeder, is_over
 from forgepar.jobs import Called, JobFuture
 from forgepar.machine import as_bytes, available_cpus
@@ -34,6 +35,10 @@ class ForgeExecutor(Executor):
     Futures of the executor among the arguments, in lists and dicts too, stand for their values: the job is run when
     they are done, and fails as they do. Arrays and other large values go through shared memory and are read-only on the
     other side, unless ``writable=True`` has the job get copies.
+
+    A job sees the environment, working directory, `sys.path`, filters of warnings and levels of loggers that this
+    process had when it was submitted, at a call of `map` when that was called. What a job changes of these in its
+    worker stays there until this process changes the same.
 
     Args:
         workers: how many processes; None: one for each CPU this process may use. They start as they are needed.
@@ -105,6 +110,7 @@ class ForgeExecutor(Executor):
             RuntimeError: the executor was shut down.
             BrokenProcessPool: it can run nothing more.
             WorkflowError: an option that is for workflows.
+            WorkingFolderGone: the working directory of this process was deleted.
         """
         return self._submit(fn, args, kwargs)
 
@@ -120,9 +126,9 @@ class ForgeExecutor(Executor):
         try:
             if is_prepared(fn.fn if isinstance(fn, Task) else fn):
                 fn, kwargs = unfold(fn, len(args), kwargs)
-            called = fn.called(recipes) if isinstance(fn, _Once) else recipes.called(fn)
-            job = future.job = recipes.job(future, called, args, kwargs, where)
-        except WorkflowError:
+            called, surroundings = fn.taken(recipes) if isinstance(fn, _Once) else (recipes.called(fn), recipes.look())
+            job = future.job = recipes.job(future, called, surroundings, args, kwargs, where)
+        except (WorkflowError, WorkingFolderGone):
             raise
         except Exception as error:
             future.set_running_or_notify_cancel()
@@ -223,20 +229,20 @@ class ForgeExecutor(Executor):
 
 
 class _Once:
-    """A function that is pickled once for many jobs, by the first of them."""
+    """A function that is pickled once for many jobs, by the first of them; all find around them what is there then."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        self._called: Called | None = None
+        self._taken: tuple[Called, Moment] | None = None
 
     def __call__(self, *_: Any) -> Any:
         raise AssertionError("this is to be submitted, not called")
 
-    def called(self, recipes: Recipes) -> Called:
-        """Return it as it travels."""
-        if self._called is None:
-            self._called = recipes.called(self._fn)
-        return self._called
+    def taken(self, recipes: Recipes) -> tuple[Called, Moment]:
+        """Return it as it travels, and the surroundings of its jobs."""
+        if self._taken is None:
+            self._taken = recipes.called(self._fn), recipes.look()
+        return self._taken
 
 
 def _flattened(chunks: Iterator[list[Any]]) -> Iterator[Any]:

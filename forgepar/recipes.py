@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from forgepar.arguments import CONSTANT, NESTED, REFERENCE, Hole, Layout, lift
+from forgepar.backends.surroundings import Lookout, Moment
 from forgepar.errors import WorkflowError
 from forgepar.jobs import Called, Job, JobFuture, Owner, Recipe, Stored
 from forgepar.pickling import dumps_by_value
@@ -34,6 +35,9 @@ class Recipes:
     Args:
         owner: frees the large values among arguments.
         arena: where these are put.
+
+    Attributes:
+        look: returns the surroundings of jobs that are submitted at this moment.
     """
 
     def __init__(self, owner: Owner, arena: Arena) -> None:
@@ -42,25 +46,38 @@ class Recipes:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
+        self.look = Lookout().look
         self._by_pickle: OrderedDict[tuple[bytes, Options], Called] = OrderedDict()
 
     def job(
         self,
         future: JobFuture,
         called: Called,
+        surroundings: Moment,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         where: Callable[[memoryview], Part | None] | None = None,
     ) -> Job:
         """Make a job.
 
+        Args:
+            future: what it fulfils.
+            called: what it calls.
+            surroundings: what it is to find around it.
+            args: positional arguments.
+            kwargs: the others.
+            where: tells of large buffers where they lie, if they were written before.
+
         Raises:
             Exception: whatever pickling an argument raises, with a note that names it.
         """
+        if not kwargs and FIXED.issuperset(map(type, args)):  # half of all that a submission costs is saved
+            recipe = self._recipe(called, surroundings, (CONSTANT,) * len(args), ())
+            return Job(future, recipe, args, (), ())
         loading = _Loading(self, where)
         kinds = [loading.place(value, position) for position, value in enumerate(args)]
         kinds += [loading.place(value, name) for name, value in kwargs.items()]
-        recipe = self._recipe(called, tuple(kinds), tuple(kwargs))
+        recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs))
         return Job(future, recipe, loading.constants, loading.sources, loading.held)
 
     def called(self, fn: Callable[..., Any]) -> Called:
@@ -98,12 +115,17 @@ class Recipes:
         """Tell whether a future is of the same executor."""
         return future.owner is self._owner
 
-    def _recipe(self, called: Called, kinds: tuple[int, ...], keywords: tuple[str, ...]) -> Recipe:
-        key = (kinds, keywords)
+    def _recipe(
+        self, called: Called, surroundings: Moment, kinds: tuple[int, ...], keywords: tuple[str, ...]
+    ) -> Recipe:
+        key = (surroundings.number, kinds, keywords)
         recipe = called.recipes.get(key)
         if recipe is None:
             with self._lock:
-                recipe = called.recipes.setdefault(key, Recipe(next(self._numbers), called, Layout(kinds, keywords)))
+                if len(called.recipes) > _MOST_REMEMBERED:  # of surroundings that will not come again, mostly
+                    called.recipes.clear()
+                recipe = Recipe(next(self._numbers), called, Layout(kinds, keywords), surroundings)
+                recipe = called.recipes.setdefault(key, recipe)
         return recipe
 
     def _by_content(self, fn: Callable[..., Any], pickled: bytes, options: Options) -> Called:

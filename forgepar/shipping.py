@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from forgepar.backends.output import rules_here
+from forgepar.backends.surroundings import Moment
 from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
@@ -90,16 +90,25 @@ class Shipment:
         run: the run's number.
         n_slots: how many workers there are.
         facts: what tasks may ask about the run.
+        surroundings: what they are to find around them, packed.
         one_layer: whether the tasks of a batch are always of one layer.
     """
 
     def __init__(
-        self, cargo: Cargo, arena: Arena, run: int, n_slots: int, facts: RunFacts, *, one_layer: bool = True
+        self,
+        cargo: Cargo,
+        arena: Arena,
+        run: int,
+        n_slots: int,
+        facts: RunFacts,
+        surroundings: bytes,
+        *,
+        one_layer: bool = True,
     ) -> None:
         self._cargo = cargo
         self._arena = arena
         self._run = run
-        self._facts = (facts, rules_here())
+        self._facts = (facts, surroundings)
         self._one_layer = one_layer
         self._read(cargo.plan)
         self._shared: dict[int, Mapping[str, Wire]] = {}
@@ -310,12 +319,14 @@ class Held:
     """What one worker holds: callables, templates, and small values up to `KEPT_BYTES`, least recently used last.
 
     Attributes:
+        surroundings: which it follows, where that may change within a run; None: it was told of none.
         is_to_unmap: whether there are segments that it is to let go of, and was not told.
     """
 
     def __init__(self) -> None:
         self.callables: set[int] = set()
         self.templates: set[int] = set()
+        self.surroundings: Moment | None = None
         self.is_to_unmap = False
         self._dropped: set[int | str] = set()
         self._mapped: set[str] = set()

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from forgepar.backends.base import Backend
-from forgepar.backends.output import rules_here
 from forgepar.backends.wire import Batch, Template
 from forgepar.batching import Durations
 from forgepar.claims import Claims
 from forgepar.contexts import RunFacts
 from forgepar.flight import Flight
-from forgepar.jobs import GONE, Called, Job, JobFuture, Recipe
+from forgepar.jobs import GONE, Job, JobFuture, Recipe
 from forgepar.roll import Roll
 from forgepar.shipping import Held
 from forgepar.values.arena import Arena
@@ -27,7 +26,7 @@ from forgepar.values.segment import Segment
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.1  # behind it a second batch waits; what stalls there goes to a slot that idles (claims.py)
-_MOST_CALLABLES = 4096  # that a worker holds before it is told to forget all of them
+_MOST_CALLABLES = 4096  # a worker holds, each layout and surroundings counted, before it is told to forget all
 
 
 class JobFlight(Flight):
@@ -189,9 +188,12 @@ class Supply:
     # Messages
 
     def _batch(self, slot: int, number: int, recipe: Recipe, jobs: Sequence[Job]) -> Batch:
-        self._count_callable(recipe.called)
+        self._count_callable(recipe)
         held = self._held[slot]
-        facts = None if held.templates else (self._facts, rules_here())
+        facts = None
+        if recipe.surroundings is not held.surroundings:
+            held.surroundings = recipe.surroundings
+            facts = (self._facts, recipe.surroundings.packed)
         callables, templates = _news(held, recipe)
         constants = [wire for job in jobs for wire in job.constants]
         for wire in filter(is_segment, constants):
@@ -223,12 +225,12 @@ class Supply:
         wire = source.wire
         return encode(source.result(), self._arena) if wire is GONE else wire
 
-    def _count_callable(self, called: Called) -> None:
+    def _count_callable(self, recipe: Recipe) -> None:
         """Have workers forget all callables now and then: they may have got thousands that are never called again."""
-        self._sent.add(called.number)
+        self._sent.add(recipe.number)
         if len(self._sent) > _MOST_CALLABLES:
             self._run += 1
-            self._sent = {called.number}
+            self._sent = {recipe.number}
             for held in self._held:
                 held.forget_run()
 

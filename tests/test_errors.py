@@ -43,6 +43,7 @@ from forgepar.errors import (
     WorkerStartFailed,
     WorkflowError,
     WorkflowFailed,
+    WorkingFolderGone,
 )
 
 CLASSES = {
@@ -74,6 +75,7 @@ SAMPLES = [
     RunTimeout("text", seconds=1.5, running=["a", "b"], stacks={"a": "line"}),
     WorkerDied("text", exit_code=-9, pid=7),
     WorkerStartFailed("text"),
+    WorkingFolderGone("text", folder="/gone"),
     StoreError("text", path="runs.db"),
     StoreBusy("text", path="runs.db"),
     StoreUntrusted("text", path="runs.db"),

@@ -47,6 +47,7 @@ RANKS = {
     ],
     2: [
         "values.arena",
+        "backends.surroundings",
         "adapters",
         "digest_data",
         "digest_guests",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import forgepar as fp
 from forgepar import shipping
 from forgepar.backends.board import Board
+from forgepar.backends.surroundings import UNKNOWN, pack
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
 from forgepar.contexts import RunFacts
@@ -46,7 +47,7 @@ FACTS = RunFacts("id", "shipped", 0, float("inf"))
 
 
 def shipment_of(wf: fp.Workflow, arena: Arena, n_slots: int = 2) -> Shipment:
-    return Shipment(Cargo(Plan(wf)), arena, 5, n_slots, FACTS)
+    return Shipment(Cargo(Plan(wf)), arena, 5, n_slots, FACTS, pack(UNKNOWN))
 
 
 def tasks_of(*numbers: int) -> Any:
@@ -325,7 +326,7 @@ class Flow:
         self.plan = Plan(wf)
         self.arena = Arena(folder)
         self.state = RunState(self.plan, RunPolicy(schedule=schedule))
-        self.shipment = Shipment(Cargo(self.plan), self.arena, 1, 2, FACTS)
+        self.shipment = Shipment(Cargo(self.plan), self.arena, 1, 2, FACTS, pack(UNKNOWN))
         self.board = Board.create(folder / "board", 2)
         self.workers = [Checked(slot, self.arena, self.board) for slot in range(2)]
         self.values: list[Any] = [None] * self.plan.n_tasks

@@ -118,7 +118,7 @@ class SpeakersCapture(Capture):
         for lines in self._speaker.lines.values():
             lines.finish()
 
-    def follow(self, rules: Rules) -> None:
+    def follow(self, rules: Rules, since: Rules) -> None:  # noqa: ARG002  (all of it is set each time)
         """Log as the caller does, below "forgepar.tasks"; other loggers and the filters of warnings are Dask's."""
         levels = [rules.levels.get(name, 0) for name in ("forgepar.tasks", "forgepar", "")]
         logging.getLogger("forgepar.tasks").setLevel(next(filter(None, levels), logging.NOTSET))

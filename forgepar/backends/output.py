@@ -9,7 +9,6 @@ threads and forked children may write at any time without a lock. What reaches d
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
@@ -19,7 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -57,10 +56,17 @@ class Rules(NamedTuple):
     Attributes:
         levels: the level of each logger that has one of its own, by name ("" is the root), and "-" what is disabled.
         filters: those of `warnings`, pickled.
+        disabled: names of loggers that are disabled.
+
+    Handlers do not count here: the parent hands records to its own, whose levels at that moment decide what is shown.
     """
 
     levels: dict[str, int]
     filters: bytes
+    disabled: frozenset[str] = frozenset()
+
+
+UNRULED = Rules({"-": -1}, b"")  # since these all of any other rules is new
 
 
 # The worker's end
@@ -153,10 +159,8 @@ class Capture:
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
-        self._rules: Rules | None = None
         self._streams: tuple[_Stream, ...] = ()
         self._flush_c: Callable[[None], object] | None = None
-        self._levels: dict[str, int] = {}
 
     def begin(self) -> None:
         """Put streams, a logging handler and a hook for warnings in place."""
@@ -180,17 +184,9 @@ class Capture:
         if self._flush_c is not None:
             self._flush_c(None)
 
-    def follow(self, rules: Rules) -> None:
-        """Log and warn as the parent does in this run."""
-        if rules == self._rules:
-            return
-        for name in self._levels:
-            logging.getLogger(name).setLevel(logging.NOTSET)
-        self._rules, self._levels = rules, dict(rules.levels)
-        logging.disable(self._levels.pop("-", 0))
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
-        _set_filters(pickle.loads(rules.filters))
+    def follow(self, rules: Rules, since: Rules) -> None:
+        """Log and warn as the parent does; see `follow_rules`."""
+        follow_rules(rules, since)
 
     def _show_warning(
         self,
@@ -241,7 +237,7 @@ def overheard(rules: Rules, notes: Notes) -> Iterator[None]:
         with warnings.catch_warnings():
             sys.stdout, sys.stderr = out, err
             root.handlers[:] = [_Handler(notes)]
-            capture.follow(rules)
+            capture.follow(rules, UNRULED)
             warnings.showwarning = capture._show_warning
             yield
     finally:
@@ -279,32 +275,61 @@ def _dumps(value: object, instead: object) -> bytes:
         return pickle.dumps(instead, protocol=5)
 
 
-def _set_filters(filters: Iterable[tuple[Any, ...]]) -> None:
+def follow_rules(rules: Rules, since: Rules) -> None:
+    """Log and warn by other rules.
+
+    Args:
+        rules: these.
+        since: what held before; what they share is not touched.
+    """
+    for name in rules.levels.keys() | since.levels.keys():
+        level = rules.levels.get(name, 0)
+        if level == since.levels.get(name, 0):
+            continue
+        if name == "-":
+            logging.disable(level)
+        else:
+            logging.getLogger(name).setLevel(level)
+    for name in rules.disabled ^ since.disabled:
+        logging.getLogger(name).disabled = name in rules.disabled
+    if rules.filters != since.filters:
+        _set_filters(rules.filters)
+
+
+def _set_filters(pickled: bytes) -> None:
+    global _last_filters  # there is one list of them
     warnings.resetwarnings()
-    for action, message, category, module, lineno in filters:
+    for action, message, category, module, lineno in pickle.loads(pickled):
         warnings.filterwarnings(action, message, category, module, lineno, append=True)
-
-
-# The parent's end
+    _last_filters = warnings.filters[:], pickled
 
 
 def rules_here() -> Rules:
     """Return how this process logs and warns."""
     manager = logging.Logger.manager
-    named = {name: logger.level for name, logger in manager.loggerDict.items() if isinstance(logger, logging.Logger)}
-    levels = {name: level for name, level in named.items() if level} | {"": logging.getLogger().level}
+    loggers = [(name, logger) for name, logger in manager.loggerDict.items() if isinstance(logger, logging.Logger)]
+    levels = {name: logger.level for name, logger in loggers if logger.level} | {"": logging.getLogger().level}
     if manager.disable:
         levels["-"] = manager.disable
-    return Rules(levels, _pickled_filters(tuple(warnings.filters)))
+    return Rules(levels, _pickled_filters(), frozenset([name for name, logger in loggers if logger.disabled]))
 
 
-@functools.lru_cache(maxsize=1)  # they seldom change from run to run
-def _pickled_filters(given: tuple[tuple[Any, ...], ...]) -> bytes:
+_last_filters: tuple[Sequence[Any], bytes] = ((), b"")  # they seldom change, and take long to pickle
+
+
+def _pickled_filters() -> bytes:
+    global _last_filters  # there is one list of them
+    known, pickled = _last_filters
+    if warnings.filters == known:
+        return pickled
+    given = warnings.filters[:]
     filters = [
         (action, _pattern(message), category, _pattern(module), lineno)
         for action, message, category, module, lineno in given
     ]
-    return _dumps(filters, [])
+    pickled = _dumps(filters, [])
+    _last_filters = given, pickled
+    return pickled
 
 
 def _pattern(given: Any) -> str:
@@ -312,6 +337,9 @@ def _pattern(given: Any) -> str:
     if given is None:
         return ""
     return given + r"\Z" if isinstance(given, str) else str(given.pattern)
+
+
+# The parent's end
 
 
 class Ear:

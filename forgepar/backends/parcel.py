@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from forgepar import contexts
+from forgepar.backends import surroundings
 from forgepar.backends.board import Board
 from forgepar.backends.output import Notes, Rules, Said, overheard
 from forgepar.backends.wire import Batch, Reply
@@ -102,7 +103,7 @@ def run_parcel(parcel: Parcel) -> Answer:
         _furnish(parcel)
     batch = Batch._make(parcel.batch)
     assert batch.facts is not None, "a parcel brings all that it takes"
-    rules = batch.facts[1]
+    rules = surroundings.unpack(batch.facts[1]).rules
     worker, baggage = _desk.worker, _desk.baggage
     worker.sit(parcel.slot, _desk.board)
     baggage.take_in(parcel.parts)
@@ -137,9 +138,9 @@ def _on_this_clock(parcel: Parcel, batch: Batch) -> Batch:
     """Have the run end by this machine's clock, as near as can be told."""
     if _desk.sees_board or batch.facts is None:
         return batch
-    facts, rules = batch.facts
+    facts, packed = batch.facts
     ends_at = facts.ends_at + time.perf_counter() - parcel.sent
-    return batch._replace(facts=(facts._replace(ends_at=ends_at), rules))
+    return batch._replace(facts=(facts._replace(ends_at=ends_at), packed))
 
 
 def _thinned(worker: Worker, batch: Batch) -> Batch:

@@ -37,6 +37,7 @@ from typing import Any
 from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
+from forgepar.backends.surroundings import here
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
 from forgepar.errors import WorkerStartFailed
@@ -328,6 +329,7 @@ class ProcessBackend:
 
     def _start(self, slot: _Slot) -> None:
         """Start a slot's worker; it joins later."""
+        surroundings = here()
         self._board.reset(slot.number)
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
         slot.doomed = []
@@ -344,7 +346,7 @@ class ProcessBackend:
             inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
         slot.executor = ProcessPoolExecutor(
-            1, mp_context=self._context, initializer=begin, initargs=(threads, self._prepare_worker)
+            1, mp_context=self._context, initializer=begin, initargs=(threads, surroundings, self._prepare_worker)
         )
         with _anonymous_main(), warnings.catch_warnings():
             # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and

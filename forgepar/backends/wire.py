@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from forgepar.backends.output import Rules
 from forgepar.contexts import RunFacts
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
@@ -84,7 +83,8 @@ class Batch(NamedTuple):
             is a name that is the base alone.
         layers: the layer of all, or of each as int32 bytes.
         attempts: position and attempt of each task that is tried again.
-        facts: what tasks may ask about the run, and how they are to log, in the first batch that a worker gets of it.
+        facts: what tasks may ask about the run, and the surroundings that they are to find, packed: in the first batch
+            that a worker gets of a run, and where they have changed.
     """
 
     id: int
@@ -101,7 +101,7 @@ class Batch(NamedTuple):
     ordinals: int | bytes = -1
     layers: int | bytes = 0
     attempts: Sequence[tuple[int, int]] = ()
-    facts: tuple[RunFacts, Rules] | None = None
+    facts: tuple[RunFacts, bytes] | None = None
 
 
 class Failure(NamedTuple):

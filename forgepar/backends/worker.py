@@ -27,6 +27,7 @@ from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
+from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
@@ -195,6 +196,7 @@ class Worker:
         self._subflows: list[tuple[int, Wire]] = []
         self._unread: BaseException | None = None
         self._facts = RunFacts("", "", 0, float("inf"))
+        self._follower = Follower()
         self._context: TaskContext | None = None
         self._context_at = 0
         self._forget()
@@ -331,19 +333,21 @@ class Worker:
         """Take in what the batch brings; return what to call, and its arguments task by task."""
         self._begin(batch.run)
         if batch.facts is not None:
-            self._facts, rules = batch.facts
-            if self.capture is not None:
-                self.capture.follow(rules)
+            self._facts, packed = batch.facts
+            self._follower.hear(self._facts.run_id, packed)
         values, coded = batch.values, tuple in set(map(type, batch.values))
         if coded:
             values = self._take_in(values)
-        for number, pickled in batch.callables:
-            self._callables[number] = _load_callable(pickled)
-        for template in batch.templates:
-            self._calls[template.number] = self._make_call(template)
-        call = self._calls[batch.template]
         if batch.drop:
             self._drop(batch.drop)  # only now: the values just taken in may have been the reason
+        if batch.callables or batch.templates:
+            self._new_callables += batch.callables
+            self._new_templates += batch.templates
+        if self._follower.is_behind:
+            self._follower.follow(self._rule)  # where that fails, the next batch finds noted what this one brought
+        if self._new_templates:
+            self._take_in_news()
+        call = self._calls[batch.template]
         if batch.references:
             values = [values[i] for i in array("i", batch.references)]
         if batch.constants:
@@ -351,6 +355,19 @@ class Worker:
         elif batch.n_tasks == 1 and call.is_direct and not coded:
             return call.function, (tuple(values),)
         return self._callee(call, coded=coded), _rows(call.layout, batch.n_tasks, values, batch.constants)
+
+    @property
+    def _rule(self) -> Rule | None:
+        return None if self.capture is None else self.capture.follow
+
+    def _take_in_news(self) -> None:
+        with self._follower.staying(self._rule):
+            while self._new_callables:
+                number, pickled = self._new_callables.pop()
+                self._callables[number] = _load_callable(pickled)
+        while self._new_templates:
+            template = self._new_templates.pop()
+            self._calls[template.number] = self._make_call(template)
 
     def _make_call(self, template: Template) -> _Call:
         layout = Layout(*template.layout)
@@ -476,6 +493,8 @@ class Worker:
     def _forget(self) -> None:
         self._callables: dict[int, Callable[..., Any]] = {}
         self._calls: dict[int, _Call] = {}
+        self._new_callables = list[tuple[int, bytes]]()
+        self._new_templates = list[Template]()
         self._kept: dict[int | str, Wire] = {}
 
 
@@ -596,14 +615,16 @@ def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> Non
     os.close(nowhere)
 
 
-def begin(threads: int, prepare: Callable[[], object] | None) -> None:
+def begin(threads: int, surroundings: Surroundings, prepare: Callable[[], object] | None) -> None:
     """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first.
 
     Args:
         threads: how many threads numerical libraries may use here; told before any of them is loaded.
+        surroundings: what is around the caller.
         prepare: what to do.
     """
     watch_parent()
+    begin_as(surroundings, dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     _limit_threads(threads)
     if prepare is not None:
         prepare()
