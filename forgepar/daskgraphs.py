@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from forgepar.arguments import ATOMS
 from forgepar.cancellation import CancellationToken
 from forgepar.daskstep import Kept, Node, Step, packed
-from forgepar.errors import WorkflowFailed
+from forgepar.errors import WorkflowFailed, add_note
 from forgepar.events import Event, WorkflowTaskCompleted, WorkflowTaskFailed, WorkflowTaskStarted
 from forgepar.executor import WorkflowExecutor
 from forgepar.handles import TaskHandle
@@ -212,7 +212,7 @@ def _own_error(declared: _Declared, failure: WorkflowFailed, result: RunResult) 
     error = failure.exceptions[0]
     for name, other in result.errors.items():
         if other is error:
-            error.add_note(f"key of the Dask graph: {declared.keys[declared.workflow.index_of(name)]!r}")
+            add_note(error, f"key of the Dask graph: {declared.keys[declared.workflow.index_of(name)]!r}")
     return error
 
 

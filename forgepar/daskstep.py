@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from forgepar.errors import text_of
 from forgepar.pickling import dumps_by_value, loads_own
 
 IN_MESSAGE = (
@@ -56,7 +57,7 @@ class Step:
         try:
             return call({**known, **dict(zip(names, values, strict=True))})
         except ValueError as error:
-            if "read-only" not in str(error):
+            if "read-only" not in text_of(error):
                 raise
         # It writes to its arguments, which are views of memory that others read. Dask's tasks may be run again.
         return call({**known, **dict(zip(names, _copied(values), strict=True))})

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from forgepar.backends.base import UNKNOWN_POSITION, Backend, Joined, Lost, Notice, Told, traits_of
 from forgepar.backends.board import mark, unmark
+from forgepar.backends.exceptions import is_kind
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.batching import Durations
@@ -39,7 +40,7 @@ from forgepar.claims import Claims
 from forgepar.console import Console
 from forgepar.displays import Display, FailedTask
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
-from forgepar.errors import ArenaFull, RunTimeout, StoreError
+from forgepar.errors import ArenaFull, RunTimeout, StoreError, add_note
 from forgepar.events import (
     Sink,
     WorkflowCancelled,
@@ -530,23 +531,23 @@ class Dispatcher:
     ) -> None:
         plan, attempt = self.plan, self.state.attempts.get(task, 1)
         worker = slot if worker is None else worker
-        error.add_note(
+        add_note(
+            error,
             f"task {plan.name(task)!r}, layer {plan.layers[task]}, attempt {attempt}, worker {worker} "
-            f"({self._place(slot)}pid {self.pids[slot]})"
+            f"({self._place(slot)}pid {self.pids[slot]})",
         )
         if traceback:
-            error.add_note("traceback in the worker:\n" + traceback.rstrip())
+            add_note(error, "traceback in the worker:\n" + traceback.rstrip())
         if self.rollback is not None:
             self.rollback.failed(task, error)
-            told = f"{type(error).__name__}: {error}"
-            self.books.event(WorkflowTaskRolledBack(time.time(), plan.name(task), told))
+            self.books.event(WorkflowTaskRolledBack(time.time(), plan.name(task), error_text(error)))
             return
         self.books.failure(task, error, worker)
         was_halted = self.state.halted
         is_own = template not in plan.stand_ins.base_of
         if not is_own and error.__context__ is None:
-            error.__context__ = self._handled[task]
-        may_retry = is_own and isinstance(error, plan.spec(task).options.retry_on)
+            object.__setattr__(error, "__context__", self._handled[task])  # its class may refuse
+        may_retry = is_own and is_kind(error, plan.spec(task).options.retry_on)
         self._note(self.state.failed(task, may_retry=may_retry))
         if self._display is not None:
             goes_on = self.state.status[task] != Status.FAILED

@@ -12,7 +12,7 @@
     │   └── InsufficientMemory          a task declares more than can be had; .task, .needed, .available
     ├── TaskError                       one task of a run failed by other means than its own exception
     │   ├── UnpicklableResult           it returned what cannot travel
-    │   ├── RemoteError                 it raised what cannot travel; .type_name, .text
+    │   ├── RemoteError                 it raised what cannot travel; .type_name, .text, .bases
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
     │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
     │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
@@ -164,15 +164,19 @@ class UnpicklableResult(TaskError):
 class RemoteError(TaskError):
     """Stands for an exception that could not travel from its worker.
 
+    ``retry_on`` of a task decides by the classes that the exception itself was an instance of.
+
     Attributes:
         type_name: qualified name of the exception's class.
         text: what the exception said.
+        bases: qualified names of its class and of that class's bases.
     """
 
-    def __init__(self, message: str, *, type_name: str = "", text: str = "") -> None:
+    def __init__(self, message: str, *, type_name: str = "", text: str = "", bases: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.type_name = type_name
         self.text = text
+        self.bases = tuple(bases) or ((type_name,) if type_name else ())
 
 
 class TaskExited(TaskError):
@@ -334,3 +338,26 @@ class WorkflowFailed(ForgeparError, ExceptionGroup[Exception]):
         part = WorkflowFailed(self.message, excs)
         part.result = getattr(self, "result", None)
         return part
+
+
+def text_of(value: object) -> str:
+    """Return ``str(value)``; where that raises, as it may for a user's exception, a text that says so."""
+    try:
+        return str.__str__(str(value))  # of exactly str: a subclass of it may not travel
+    except BaseException:
+        return "(its text cannot be had: its __str__ raises)"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to any exception.
+
+    `BaseException.add_note` raises where ``__notes__`` is not a list, and where a class lets no attribute be set.
+    """
+    attributes = _ATTRIBUTES.__get__(error)
+    notes = attributes.get("__notes__", [])
+    if type(notes) is not list:
+        notes = list(notes) if type(notes) is tuple else [notes if type(notes) is str else text_of(notes)]
+    attributes["__notes__"] = [*notes, note]
+
+
+_ATTRIBUTES: Any = vars(BaseException)["__dict__"]

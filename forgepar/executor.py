@@ -46,6 +46,7 @@ from forgepar.runtable import RunTable
 from forgepar.shipping import Cargo, Shipment
 from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, look, snapshot
+from forgepar.standing import error_text
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
 from forgepar.workflow import Engine, Workflow
 
@@ -392,7 +393,7 @@ def _checked_seconds(name: str, seconds: float | None) -> float | None:
 
 
 def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> WorkflowFailed:
-    told = [f"{name!r} ({type(error).__name__}: {error})" for name, error in list(result.errors.items())[:3]]
+    told = [f"{name!r} ({error_text(error)})" for name, error in list(result.errors.items())[:3]]
     if len(result.errors) > len(told):
         told.append(f"and {len(result.errors) - len(told)} more")
     message = (

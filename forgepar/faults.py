@@ -6,18 +6,35 @@ import pickle
 
 from forgepar.backends.base import Lost
 from forgepar.backends.wire import Failure
-from forgepar.errors import RemoteError, WorkerDied
+from forgepar.errors import RemoteError, UnpicklableResult, WorkerDied, text_of
 from forgepar.machine import as_text
+from forgepar.poolerrors import exited, in_pool, unreadable, with_traceback
 from forgepar.programs import how_it_ended
 
 
 def raised(failure: Failure) -> Exception:
     """Return what a task raised, or what stands for it where that could not travel."""
-    if failure.pickled is not None:
-        error: Exception = pickle.loads(failure.pickled)
+    error = pickle.loads(failure.pickled) if failure.pickled is not None else None
+    if isinstance(error, Exception):
         return error
     message = f"{failure.type_name}: {failure.text} (the exception itself cannot be pickled)"
     return RemoteError(message, type_name=failure.type_name, text=failure.text)
+
+
+def raised_by_job(failure: Failure) -> BaseException:
+    """Return what a job's future fails with: as `raised`, but a `KeyboardInterrupt` and its like as they are."""
+    error = raised(failure)
+    if failure.is_unread:
+        return unreadable(error)
+    if failure.original is None:
+        return with_traceback(in_pool(error) if isinstance(error, UnpicklableResult) else error, failure.traceback)
+    original: BaseException | None = pickle.loads(failure.original[0])
+    traceback = failure.original[1]
+    if type(original) is SystemExit:
+        return with_traceback(exited(original, str(error)), traceback)
+    if original is None or isinstance(original, RemoteError):  # it cannot travel
+        original = error
+    return with_traceback(original, traceback)
 
 
 def worker_died(lost: Lost, task: str, peak_rss: int, address: str = "") -> WorkerDied:
@@ -48,7 +65,7 @@ def worker_died(lost: Lost, task: str, peak_rss: int, address: str = "") -> Work
 def _how_it_ended(lost: Lost) -> str:
     exit_code = lost.exit_code
     if lost.fault is not None:
-        return f"gave up ({type(lost.fault).__name__}: {lost.fault})"
+        return f"gave up ({type(lost.fault).__name__}: {text_of(lost.fault)})"
     if exit_code is None:
         return "ended"
     return how_it_ended(exit_code) + (", by the kernel for lack of memory," if lost.is_out_of_memory else "")

@@ -28,7 +28,7 @@ from forgepar.backends.board import unmark
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.wire import Reply
 from forgepar.console import Console
-from forgepar.faults import raised, worker_died
+from forgepar.faults import raised_by_job, worker_died
 from forgepar.jobs import Job
 from forgepar.plan import Plan
 from forgepar.poolerrors import PoolBroken, PoolWorkerDied, in_pool
@@ -299,8 +299,7 @@ class Feeder:
             if is_segment(others[place]):
                 self._arena.free(others[place])
         if reply.failure is not None:
-            failure = reply.failure
-            self._roll.fail(jobs[-1], in_pool(raised(failure), failure.traceback, is_unread=failure.is_unread))
+            self._roll.fail(jobs[-1], raised_by_job(reply.failure))
 
     def _put_back(self, flight: JobFlight, first: int, end: int) -> None:
         self._roll.put_back(flight.jobs[first:end])

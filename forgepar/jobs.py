@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any, Protocol
 
 from forgepar.arguments import Layout
@@ -62,6 +64,7 @@ class _Sealed:
     """In place of a result that nobody has looked at yet."""
 
 
+_LOGGER = logging.getLogger("concurrent.futures")  # where `Future` logs what callbacks raise
 _SEALED = _Sealed()
 GONE = _Sealed()  # in place of how a value travels, where that is not kept
 _opening = threading.RLock()
@@ -97,6 +100,14 @@ class JobFuture(Future[Any]):
         if job is not None:
             self.owner.cancelled(job)
         return True
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Have a function called with this when the job is over; see `concurrent.futures.Future.add_done_callback`.
+
+        What it raises in the executor's thread is logged, `BaseException` included: asking for the result of a job that
+        raised `KeyboardInterrupt` must not end that thread.
+        """
+        super().add_done_callback(fn if self.done() else partial(_call_shielded, fn))
 
     def kill(self) -> None:
         """Cancel the job, or, where a worker is at it, end it with its worker; the future tells how it came out."""
@@ -158,6 +169,15 @@ class JobFuture(Future[Any]):
                     self._unreadable.__cause__ = error
                 if not is_segment(self.wire):
                     self.wire = GONE  # it is seldom asked for again, and can be had from the value
+
+
+def _call_shielded(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    try:
+        fn(future)
+    except Exception:
+        raise  # `Future` logs it
+    except BaseException:
+        _LOGGER.exception("exception calling callback for %r", future)
 
 
 class Called:

@@ -33,6 +33,37 @@ def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None
         return file.getvalue()
 
 
+def dumps_referring(value: Any, refer: Callable[[Any], object], most: int | None = None) -> bytes:
+    """Pickle a value as `dumps_by_value` does, but for parts of it that are only referred to.
+
+    Args:
+        value: any picklable object.
+        refer: called with each part; returns what an unpickler's ``persistent_load`` gets for it, or None to pickle it.
+        most: bytes that the pickle may have; None: any number.
+
+    Raises:
+        Exception: whatever the value's own pickling raises, or ValueError for more than ``most`` bytes.
+    """
+    with io.BytesIO() if most is None else _Limited(most) as file:
+        pickler = _referring_pickler()(file, protocol=5)
+        pickler.refer = refer
+        pickler.dump(value)
+        return file.getvalue()
+
+
+class _Limited(io.BytesIO):
+    """A file that takes no more than so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, data: Any) -> int:
+        if self.tell() + memoryview(data).nbytes > self._most:
+            raise ValueError(f"the pickle has more than {self._most} bytes")
+        return super().write(data)
+
+
 class Prepared:
     """A call to make in another process, pickled by value even where plain pickle does it.
 
@@ -114,6 +145,11 @@ def _pickler() -> Any:
 
     table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: reduce_code})
     return type("_Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+
+
+@functools.cache
+def _referring_pickler() -> Any:
+    return type("_Referring", (_pickler(),), {"persistent_id": lambda self, part: self.refer(part)})
 
 
 def _as_code(filename: str, *arguments: Any) -> types.CodeType:

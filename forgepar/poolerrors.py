@@ -6,7 +6,8 @@
     UnpicklableResult  + PicklingError       PoolUnpicklable    it returned what cannot be pickled
     TaskExited         + SystemExit          PoolExited         it called sys.exit
 
-Only `PoolBroken` means that the executor is of no more use.
+What else a job raises is its future's exception as it is, as with the standard library's pool; `KeyboardInterrupt` and
+its like, too. Only `PoolBroken` means that the executor is of no more use.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from __future__ import annotations
 import pickle
 from concurrent.futures import process
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
-from forgepar.errors import TaskError, TaskExited, UnpicklableResult, WorkerDied, WorkerStartFailed
+from forgepar.errors import (
+    TaskError,
+    TaskExited,
+    UnpicklableResult,
+    WorkerDied,
+    WorkerStartFailed,
+    add_note,
+    text_of,
+)
+
+AnyError = TypeVar("AnyError", bound=BaseException)
 
 # What users of the standard library's pool find behind an error: the traceback in the worker.
 _RemoteTraceback: Any = getattr(process, "_RemoteTraceback", RuntimeError)
@@ -42,35 +53,51 @@ class PoolExited(TaskExited, SystemExit):  # type: ignore[misc]  # both have a c
     """A job called ``sys.exit``; its worker goes on."""
 
 
-def in_pool(error: Exception, traceback: str = "", *, is_unread: bool = False) -> Exception:
+def unreadable(error: BaseException) -> PoolUnreadable:
+    """Return what a job fails with where an argument cannot be unpickled because of this error."""
+    unread = PoolUnreadable(
+        f"an argument cannot be unpickled in the worker ({type(error).__name__}: {text_of(error)}). "
+        "Give plain data, or what workers can import."
+    )
+    unread.__cause__ = error
+    return unread
+
+
+def exited(error: SystemExit, message: str) -> PoolExited:
+    """Return what a job fails with that called ``sys.exit``, with all that the error has."""
+    made = _made_of(error, PoolExited(message))
+    made.code = error.code  # SystemExit's own is no entry of its __dict__
+    return made
+
+
+def in_pool(error: Exception) -> Exception:
     """Return what a job fails with.
 
     Args:
         error: what it would fail with as a task.
-        traceback: as it was printed in the worker; empty for none.
-        is_unread: whether the error is that of an argument that cannot be unpickled.
     """
-    if is_unread:
-        unread = PoolUnreadable(
-            f"an argument cannot be unpickled in the worker ({type(error).__name__}: {error}). "
-            "Give plain data, or what workers can import."
-        )
-        unread.__cause__ = error
-        return unread
     kind = _IN_POOL.get(type(error))
-    made = error if kind is None else kind(str(error))
-    if made is not error:
-        made.__dict__.update(error.__dict__)
-        made.__cause__ = error.__cause__
-    if isinstance(error, TaskExited):
-        made.code = error.code  # type: ignore[attr-defined]  # SystemExit's own is no entry of its __dict__
-    if traceback:
-        made.__cause__ = _RemoteTraceback(f'\n"""\n{traceback}"""')
+    return error if kind is None else _made_of(error, kind(str(error)))
+
+
+def with_traceback(error: AnyError, traceback: str) -> AnyError:
+    """Return an error with the traceback in the worker as its cause; as a note, where it has a cause of its own."""
+    if error.__cause__ is None:
+        # Past its class, which may not let attributes be set.
+        object.__setattr__(error, "__cause__", _RemoteTraceback(f'\n"""\n{traceback}"""'))
+    else:
+        add_note(error, "traceback in the worker:\n" + traceback.rstrip())
+    return error
+
+
+def _made_of(error: BaseException, made: AnyError) -> AnyError:
+    made.__dict__.update(error.__dict__)
+    made.__context__, made.__cause__ = error.__context__, error.__cause__
+    made.__suppress_context__ = error.__suppress_context__
     return made
 
 
 _IN_POOL: dict[type[Exception], type[Exception]] = {
-    TaskExited: PoolExited,
     UnpicklableResult: PoolUnpicklable,
     WorkerDied: PoolWorkerDied,
 }

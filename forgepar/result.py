@@ -446,7 +446,7 @@ class RunResult:
             lines.append(f"values: {self.bytes}")
         if self.rollback.compensated or self.rollback.failed:
             lines.append(f"rolled back: {self.rollback}")
-        lines += [f"failed: {name}: {type(error).__name__}: {error}" for name, error in self.errors.items()]
+        lines += [f"failed: {name}: {error_text(error)}" for name, error in self.errors.items()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -465,9 +465,9 @@ class RunResult:
             )
         failed = self._skipped_for(index)
         cause = self._ledger.errors.get(index if failed is None else failed)
-        why = f" with {type(cause).__name__}: {cause}" if cause else ""
+        why = f" with {error_text(cause)}" if cause is not None else ""
         if failed is not None:
-            what = "failed" if cause else "was left out"
+            what = "failed" if cause is not None else "was left out"
             why = f", as it waited for {self._plan.name(failed)!r}, which {what}{why}"
             if self._status[failed] in (Status.COMPLETED, Status.CACHED):
                 why = f", as {self._plan.name(failed)!r} decided for the other branch"

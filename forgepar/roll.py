@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from forgepar.backends.base import Backend
+from forgepar.backends.exceptions import is_kind
 from forgepar.errors import InsufficientMemory
 from forgepar.jobs import Job, Ready, Recipe, outcome_of
 from forgepar.machine import as_text
@@ -129,7 +130,7 @@ class Roll:
     def fail(self, job: Job, error: BaseException) -> None:
         """Let a job's attempt fail: it is tried again, or it is over."""
         options = job.recipe.options
-        if job.attempt <= options.retries and isinstance(error, options.retry_on) and not self.is_killed:
+        if job.attempt <= options.retries and is_kind(error, options.retry_on) and not self.is_killed:
             self.watch.delay(job.number, job.attempt, time.perf_counter())
             job.attempt += 1
             return

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
 from forgepar.runstate import Status
+from forgepar.standing import error_text
 
 # Which of the tasks that were done to undo: all, those that a failed one depended on, none, or those whose name this
 # function accepts.
@@ -47,7 +48,7 @@ class RollbackReport:
 
     def __str__(self) -> str:
         text = f"{len(self.compensated)} compensated, {len(self.failed)} failed, {self.n_without} without compensation"
-        return text + "".join(f"\n  {name}: {type(error).__name__}: {error}" for name, error in self.failed.items())
+        return text + "".join(f"\n  {name}: {error_text(error)}" for name, error in self.failed.items())
 
 
 class Rollback:

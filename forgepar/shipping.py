@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from forgepar.backends.exceptions import Portable
 from forgepar.backends.surroundings import Moment
 from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
-from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable
+from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable, text_of
 from forgepar.pickling import dumps_by_value
 from forgepar.plan import IntArray, Plan, Tasks, as_index
+from forgepar.standing import error_text
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
@@ -164,12 +166,12 @@ class Shipment:
     def caught(self, task: int, error: Exception) -> None:
         """Note what a task failed with, for what handles it."""
         try:
-            self._caught[task] = encode(error, self._arena)
+            self._caught[task] = encode(Portable(error), self._arena)
         except Exception:
             stand_in = RemoteError(
-                f"{type(error).__name__}: {error} (the exception itself cannot be pickled)",
+                f"{error_text(error)} (the exception itself cannot be pickled)",
                 type_name=f"{type(error).__module__}.{type(error).__qualname__}",
-                text=str(error),
+                text=text_of(error),
             )
             self._caught[task] = encode(stand_in, self._arena)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from forgepar.errors import text_of
+
 
 class TaskStanding(NamedTuple):
     """Where a task stands.
@@ -48,4 +50,4 @@ class Standing:
 
 def error_text(error: BaseException) -> str:
     """Return an exception as events tell it."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {text_of(error)}"

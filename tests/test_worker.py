@@ -18,7 +18,7 @@ from forgepar.backends import worker as worker_module
 from forgepar.backends.board import LIMIT, NO_LIMIT, POSITION, STARTED, Board, mark
 from forgepar.backends.wire import Batch, Reply, Template
 from forgepar.backends.worker import Worker
-from forgepar.errors import TaskExited, UnpicklableResult
+from forgepar.errors import TaskExited, UnpicklableResult, text_of
 from forgepar.values.arena import Arena
 from forgepar.values.codec import BLOB_LIMIT, decode, encode, is_segment
 
@@ -394,14 +394,16 @@ class Changed(Exception):
         (lambda: Changed("was"), "was"),
     ],
 )
-def test_an_exception_that_cannot_travel_is_told_by_its_parts(worker, error, text):
+def test_an_exception_that_plain_pickling_cannot_restore_travels(worker, error, text):
     kind = type(error())
 
     def fail(i):
         raise error()
 
     failure = failing(worker, fail)
-    assert failure.pickled is None
+    loaded = pickle.loads(failure.pickled)
+    assert type(loaded) is kind
+    assert text_of(loaded) == text
     assert failure.type_name == f"{kind.__module__}.{kind.__qualname__}"
     assert failure.text == text
     assert kind.__name__ in failure.traceback

@@ -109,11 +109,13 @@ class Failure(NamedTuple):
 
     Attributes:
         position: the task's position in its batch.
-        pickled: the exception, or None if it cannot travel.
+        pickled: the exception, or what stands for it; None if its code prevented even that.
         type_name: its class's qualified name.
         text: what it says.
         traceback: as Python prints it, the worker's own frames left out.
         is_unread: whether it was an argument that could not be unpickled, so that the task was never called.
+        original: where the exception is no `Exception`, so that a `TaskExited` is in its place, itself pickled, and its
+            traceback.
     """
 
     position: int
@@ -122,6 +124,7 @@ class Failure(NamedTuple):
     text: str
     traceback: str
     is_unread: bool = False
+    original: tuple[bytes, str] | None = None
 
 
 class Reply(NamedTuple):

@@ -26,12 +26,13 @@ from typing import Any, NamedTuple
 from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
+from forgepar.backends.exceptions import dumps as dumps_exception
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
-from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult
-from forgepar.pickling import dumps_by_value, loads_own
+from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
+from forgepar.pickling import loads_own
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encode, parts_of
 from forgepar.values.fresh import is_frozen, renewing
@@ -259,7 +260,7 @@ class Worker:
         words[POSITION] = here  # before anything is unpickled: if that ends the process, the first task is to blame
         try:
             call, rows = self._prepare(batch)
-        except Exception as error:
+        except BaseException as error:
             at_once = self._failure(0, error)
             self._end_batch()
             yield self._reply(batch, 0, [None], array("d", [clock()] * 2), at_once, ended=True)
@@ -378,7 +379,7 @@ class Worker:
                 if type(wire) is tuple and (template.owns or not is_frozen(value)):
                     renewed[name] = parts_of(wire, self._arena)
             function = renewing(function, owns=template.owns)
-        except Exception as error:
+        except BaseException as error:
             function = _raiser(error)
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
         return _Call(function, layout, shared, renewed, is_direct, template.base, template.timeout, template.owns)
@@ -448,15 +449,16 @@ class Worker:
         is_unread, self._unread = error is self._unread, None
         if isinstance(error, KeyboardInterrupt) and self._interruptible:
             raise error
-        if not isinstance(error, Exception):
-            error = _ordinary(error)
         _cut_own_frames(error)
-        if isinstance(error, (ValueError, TypeError)) and "read-only" in _text_of(error):
-            error.add_note(_READ_ONLY)
-        text = "".join(traceback.format_exception(error))
+        original: tuple[bytes, str] | None = None
+        if not isinstance(error, Exception):
+            original = _pickled(error) or b"N.", _traceback_of(error)
+            error = _ordinary(error)
+        if isinstance(error, (ValueError, TypeError)) and "read-only" in text_of(error):
+            add_note(error, _READ_ONLY)
         kind = type(error)
         name = f"{kind.__module__}.{kind.__qualname__}"
-        return Failure(position, _pickled(error), name, _text_of(error), text, is_unread)
+        return Failure(position, _pickled(error), name, text_of(error), _traceback_of(error), is_unread, original)
 
     def _reply(
         self,
@@ -538,13 +540,13 @@ def _load_callable(pickled: bytes) -> Callable[..., Any]:
     """Unpickle a callable. It is sent once, so where that fails every task of it is to fail for the same reason."""
     try:
         loaded: Callable[..., Any] = pickle.loads(pickled)
-    except Exception as error:
+    except BaseException as error:  # SystemExit, too: it may import a module that exits
         return _raiser(error)
     tasks = sys.modules.get("forgepar.tasks")  # loaded by now if it is a task
     return loaded.fn if tasks is not None and isinstance(loaded, tasks.Task) else loaded
 
 
-def _raiser(error: Exception) -> Callable[..., Any]:
+def _raiser(error: BaseException) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
@@ -557,28 +559,29 @@ def _ordinary(error: BaseException) -> TaskExited:
         message = f"the task called sys.exit({error.code!r}). Return from it, or raise an exception, instead."
         code: object = error.code
     else:
-        message = f"the task raised {type(error).__name__}({_text_of(error)}). Raise an Exception instead."
-        code = _text_of(error)
+        text = text_of(error)
+        message, code = f"the task raised {type(error).__name__}({text}). Raise an Exception instead.", text
     stand_in = TaskExited(message, code=code if type(code) in ATOMIC else repr(code))
+    stand_in.__cause__, stand_in.__context__ = error.__cause__, error.__context__
+    stand_in.__suppress_context__ = error.__suppress_context__
+    if "__notes__" in vars(error):
+        stand_in.__notes__ = error.__notes__
     return stand_in.with_traceback(error.__traceback__)
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Pickle an exception if it can be unpickled too: many cannot, and the parent must not be the one to find out."""
+    """Pickle an exception, or what stands for it; None where even that fails."""
     try:
-        data = dumps_by_value(error)
-        loaded = pickle.loads(data)
-        str(loaded)  # it will be printed
-        return data if type(loaded) is type(error) else None
-    except Exception:
+        return dumps_exception(error)
+    except BaseException:  # whatever its class does
         return None
 
 
-def _text_of(error: BaseException) -> str:
+def _traceback_of(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be had: its __str__ raises)"
+        return "".join(traceback.format_exception(error))
+    except BaseException as fault:
+        return f"{type(error).__name__}: {text_of(error)} (printing its traceback raises {type(fault).__name__})\n"
 
 
 def _cut_own_frames(error: BaseException) -> None:
@@ -590,8 +593,8 @@ def _cut_own_frames(error: BaseException) -> None:
         trace = chain.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
             trace = trace.tb_next
-        chain.__traceback__ = trace
-        chain = chain.__cause__ or chain.__context__
+        BaseException.with_traceback(chain, trace)  # an attribute that its class may not let be set
+        chain = chain.__cause__ if chain.__cause__ is not None else chain.__context__
 
 
 def _limit_threads(threads: int) -> None:
