@@ -19,6 +19,7 @@ __all__ = [
     "BytesUsed",
     "CancellationToken",
     "ChainFallback",
+    "CodeMismatch",
     "Collected",
     "Command",
     "CyclicWorkflow",
@@ -152,6 +153,7 @@ if TYPE_CHECKING:
     from forgepar.displays import RunningTask
     from forgepar.errors import (
         ArenaFull,
+        CodeMismatch,
         CyclicWorkflow,
         DuplicateTaskName,
         EmptyWorkflow,

@@ -256,9 +256,9 @@ def _copied_constants(plan: Plan) -> Iterator[Finding]:
         fn = fn.fn if isinstance(fn, Task) else fn
         if isinstance(fn, functools.partial):
             constants.append(("what their partial holds", id(fn), (fn.args, tuple(fn.keywords.values()))))
-        for what, which, value in constants:
+        for what, identity, value in constants:
             if type(value) not in ATOMIC and not is_frozen(value):
-                takers.setdefault((what, which), (value, []))[1].append(number)
+                takers.setdefault((what, identity), (value, []))[1].append(number)
     for (what, _), (value, templates) in takers.items():
         which = np.isin(plan.template_of, templates)
         n_tasks = int(which.sum())

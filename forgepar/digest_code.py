@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import sys
 import types
-import warnings
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -217,7 +216,14 @@ def take_module(walk: Walk, module: types.ModuleType) -> None:
 
 
 def take_whole(walk: Walk, module: Whole) -> None:
-    """Take a module of the user's apart by its source, and so all of the user's that it imports."""
+    """Take a module of the user's apart by its source, and so all of the user's that it imports.
+
+    One that is loaded counts by what it has in memory as well: its source may have been edited since, and its names may
+    have been assigned.
+    """
+    loaded = sys.modules.get(module.name)
+    if loaded is not None:
+        _take_names(walk, loaded)
     path = source_of(module.name)
     if path is None:
         if module.name in sys.modules and not hasattr(sys.modules[module.name], "__path__"):
@@ -240,11 +246,20 @@ def take_whole(walk: Walk, module: Whole) -> None:
             _take_import(walk, reference, package)
 
 
+def _take_names(walk: Walk, module: types.ModuleType) -> None:
+    """Visit what a module has under its names that is its own; what cannot be compared does not count."""
+    for name, value in sorted(vars(module).items()):
+        is_code = isinstance(value, (types.FunctionType, type))
+        if name.startswith("__") or isinstance(value, types.ModuleType):
+            continue
+        if not is_code or value.__module__ == module.__name__:
+            walk.put("name", name)
+            walk.visit(value, is_vouched=True)
+
+
 def _compiled(source: bytes) -> types.CodeType | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return compile(source, "<module>", "exec", dont_inherit=True)
+        return compile(source, "<module>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return None
 

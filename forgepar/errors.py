@@ -16,6 +16,7 @@
     │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
     │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
     │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
+    │   ├── CodeMismatch                its worker has other code or globals than the caller; .module, .name
     │   ├── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
     │   ├── ToolFailed                  a program that it ran ended badly; .command, .exit_code, .stderr
     │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
@@ -217,6 +218,20 @@ class TaskTimeout(TaskError, TimeoutError):
     def __init__(self, message: str, *, seconds: float = 0.0) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+
+class CodeMismatch(TaskError):
+    """A worker cannot be given the code or the global that the caller has, so the task was not run.
+
+    Attributes:
+        module: the module's name.
+        name: the name in it, "" for the module as a whole.
+    """
+
+    def __init__(self, message: str, *, module: str = "", name: str = "") -> None:
+        super().__init__(message)
+        self.module = module
+        self.name = name
 
 
 class TaskMemoryExceeded(TaskError):

@@ -48,6 +48,7 @@ from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, look, snapshot
 from forgepar.standing import error_text
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
+from forgepar.values.modulestate import ModuleState
 from forgepar.workflow import Engine, Workflow
 
 _MAY_RUN_HERE = (InlineBackend.name, "futures")  # backends whose tasks print to this process's own streams
@@ -114,6 +115,8 @@ class WorkflowExecutor:
         if max_tasks_per_worker is not None and (not isinstance(max_tasks_per_worker, int) or max_tasks_per_worker < 1):
             raise ValueError(f"max_tasks_per_worker={max_tasks_per_worker!r} is no count. Give 1 or more, or None.")
         self._wear = Wear(max_tasks_per_worker, None if max_worker_memory is None else as_bytes(max_worker_memory))
+        # Workers of forgepar's own are compared with this process; those of others have their own modules.
+        self._module_state = ModuleState() if self._backend.name == ProcessBackend.name else None
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._guard = Guard()
@@ -219,7 +222,7 @@ class WorkflowExecutor:
         if not (progress is None or isinstance(progress, bool) or hasattr(progress, "beat")):
             raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
         surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
-        cargo = Cargo(plan)
+        cargo = Cargo(plan, self._module_state)
         with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
             return self._run(plan, policy, cargo, surroundings, cancel, Console(plan, show), sinks, keeper, progress)
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from forgepar.arguments import Layout
 from forgepar.backends.surroundings import Moment
@@ -24,6 +24,7 @@ from forgepar.poolerrors import PoolUnreadable
 from forgepar.tasks import Options, base_name
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
+from forgepar.values.modulestate import Part as ModulePart
 from forgepar.values.segment import Segment
 
 
@@ -180,6 +181,20 @@ def _call_shielded(fn: Callable[[Future[Any]], object], future: Future[Any]) -> 
         _LOGGER.exception("exception calling callback for %r", future)
 
 
+class CallerState(NamedTuple):
+    """What a callable refers to in modules of the caller, as it was when that was last looked at.
+
+    Attributes:
+        roots: names in modules that workers can import.
+        parts: what is under these names and all that they refer to.
+        keys: of the script's globals that go with the callable itself: what tells whether they have changed.
+    """
+
+    roots: tuple[tuple[str, str], ...] = ()
+    parts: tuple[ModulePart, ...] = ()
+    keys: tuple[tuple[tuple[str, str], Any], ...] = ()
+
+
 class Called:
     """A callable as it travels.
 
@@ -188,13 +203,17 @@ class Called:
         pickled: the callable.
         options: what it is told as a task.
         base: what its jobs are called.
+        state: what of the caller's modules it refers to.
         kind: what durations are counted by: callables of one place in the source are taken to be alike.
     """
 
-    __slots__ = ("base", "kind", "number", "options", "pickled", "recipes")
+    __slots__ = ("base", "kind", "number", "options", "pickled", "recipes", "state")
 
-    def __init__(self, number: int, fn: Callable[..., Any], pickled: bytes, options: Options) -> None:
+    def __init__(
+        self, number: int, fn: Callable[..., Any], pickled: bytes, options: Options, state: CallerState
+    ) -> None:
         self.number = number
+        self.state = state
         self.pickled = pickled
         self.options = options
         self.base = options.name or base_name(fn)
@@ -210,15 +229,19 @@ class Recipe:
         called: the callable.
         layout: what stands where in the arguments.
         surroundings: what the caller's process was when it submitted them.
+        parts: what the callable and the arguments refer to in modules that workers can import.
     """
 
-    __slots__ = ("called", "layout", "number", "options", "surroundings")
+    __slots__ = ("called", "layout", "number", "options", "parts", "surroundings")
 
-    def __init__(self, number: int, called: Called, layout: Layout, surroundings: Moment) -> None:
+    def __init__(
+        self, number: int, called: Called, layout: Layout, surroundings: Moment, parts: Sequence[ModulePart] = ()
+    ) -> None:
         self.number = number
         self.called = called
         self.layout = layout
         self.surroundings = surroundings
+        self.parts = parts
         self.options = called.options
 
 

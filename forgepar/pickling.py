@@ -1,7 +1,6 @@
 """Pickling by value, so that what is defined in a script reaches a process that has no such script.
 
-cloudpickle does it, but for one thing: from 3.1.3 on it takes the name of its file from a function's code, and without
-that no traceback, warning or crash dump of a worker shows the line that it is about. Here code keeps it.
+byvalue.py says what becomes of functions and classes; values/namespaces.py, where they come to life.
 """
 
 from __future__ import annotations
@@ -15,21 +14,46 @@ from collections.abc import Callable, Iterable
 from pickle import READONLY_BUFFER, PickleBuffer
 from typing import Any
 
+from forgepar.values import namespaces
+
 _CUT = {"READONLY_BUFFER": 1, "FRAME": 9}  # bytes that each takes
 
 
-def dumps_by_value(value: Any, keep_out: Callable[[PickleBuffer], object] | None = None) -> bytes:
+def dumps_by_value(
+    value: Any, keep_out: Callable[[PickleBuffer], object] | None = None, found: Found | None = None
+) -> bytes:
     """Pickle a value with all functions and classes in it that could not be imported elsewhere.
 
     Args:
         value: any picklable object.
         keep_out: gets the buffers that are to travel beside the pickle; None: they are in it.
+        found: takes in what was come across.
 
     Raises:
         Exception: whatever the value's own pickling raises.
     """
     with io.BytesIO() as file:
-        _pickler()(file, protocol=5, buffer_callback=keep_out).dump(value)
+        pickler = _pickler()(file, protocol=5, buffer_callback=keep_out)
+        pickler.found = found
+        pickler.dump(value)
+        return file.getvalue()
+
+
+def dumps_part(value: Any, scope: dict[str, Any], found: Found) -> bytes:
+    """Pickle what a module has under a name, with its functions by value even if others can import the module.
+
+    Args:
+        value: what it has.
+        scope: its names.
+        found: takes in what was come across.
+
+    Raises:
+        Exception: whatever the value's own pickling raises.
+    """
+    with io.BytesIO() as file:
+        pickler = _pickler()(file, protocol=5)
+        pickler.found, pickler.scope, pickler.root = found, scope, value
+        pickler.dump(value)
         return file.getvalue()
 
 
@@ -72,10 +96,17 @@ class Prepared:
     Args:
         fn: what to call.
         args: with what.
+        parts_of: returns what of the caller's modules is to be taken in before; see `values.namespaces.take_part`.
     """
 
-    def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., object],
+        args: tuple[Any, ...],
+        parts_of: Callable[[Found], list[bytes]] | None = None,
+    ) -> None:
         self._call = (fn, args)
+        self._parts_of = parts_of
 
     def __call__(self) -> object:
         fn, args = self._call
@@ -87,11 +118,17 @@ class Prepared:
         with io.BytesIO() as file:
             by_value = _pickler()
             table = ChainMap(by_value.dispatch_table, ForkingPickler(io.BytesIO()).dispatch_table)
-            type("_HandingOver", (by_value,), {"dispatch_table": table})(file, protocol=5).dump(self._call)
-            return Prepared, (_call_pickled, (file.getvalue(),))
+            found = Found()
+            pickler = type("_HandingOver", (by_value,), {"dispatch_table": table})(file, protocol=5)
+            pickler.found = found
+            pickler.dump(self._call)
+            parts = self._parts_of(found) if self._parts_of is not None else []
+            return Prepared, (_call_pickled, (file.getvalue(), parts))
 
 
-def _call_pickled(data: bytes) -> object:
+def _call_pickled(data: bytes, parts: list[bytes]) -> object:
+    for part in parts:
+        namespaces.take_part(part)
     fn, args = pickle.loads(data)
     return fn(*args)
 
@@ -133,24 +170,30 @@ def _unmarked(data: bytes) -> bytes:
     return b"".join([*kept, data[begin:]])
 
 
+class Found:
+    """What a pickler came across that its user may have to send as well.
+
+    Attributes:
+        functions: functions that travelled by value.
+        named: functions, classes and modules that travelled by name.
+        keys: for each global name that was sent, by module and name: what tells whether the caller has changed it.
+    """
+
+    def __init__(self) -> None:
+        self.functions: list[types.FunctionType] = []
+        self.named: list[Any] = []
+        self.keys: dict[tuple[str, str], Any] = {}
+
+
 @functools.cache
 def _pickler() -> Any:
     import cloudpickle  # a worker that returns plain values need not load it
 
-    take_apart = cloudpickle.Pickler.dispatch_table[types.CodeType]
+    from forgepar.byvalue import pickler_from
 
-    def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
-        _, arguments = take_apart(code)
-        return _as_code, (code.co_filename, *arguments)
-
-    table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: reduce_code})
-    return type("_Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+    return pickler_from(cloudpickle)
 
 
 @functools.cache
 def _referring_pickler() -> Any:
     return type("_Referring", (_pickler(),), {"persistent_id": lambda self, part: self.refer(part)})
-
-
-def _as_code(filename: str, *arguments: Any) -> types.CodeType:
-    return types.CodeType(*arguments).replace(co_filename=filename)

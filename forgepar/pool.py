@@ -22,6 +22,7 @@ from forgepar.recipes import Recipes
 from forgepar.sharing import Sharing
 from forgepar.tasks import Task, is_prepared, unfold
 from forgepar.values.fresh import EachOf
+from forgepar.values.modulestate import pickled_parts
 from forgepar.values.segment import Part
 
 
@@ -80,7 +81,7 @@ class ForgeExecutor(Executor):
             raise ValueError(f"max_tasks_per_child={max_tasks_per_child!r} is no count. Give 1 or more, or None.")
         if mp_context is not None:
             start_method = mp_context.get_start_method()
-        prepare = Prepared(initializer, initargs) if initializer is not None else None
+        prepare = Prepared(initializer, initargs, pickled_parts) if initializer is not None else None
         budget = None if memory_budget is None else as_bytes(memory_budget)
         backend = ProcessBackend(_n_workers(workers, max_workers), start_method, budget, prepare, gives_way=False)
         # Nothing that the thread holds refers to this, so that it may be collected, and the thread ends then.

@@ -15,11 +15,14 @@ from typing import Any
 from forgepar.arguments import CONSTANT, NESTED, REFERENCE, Hole, Layout, lift
 from forgepar.backends.surroundings import Lookout, Moment
 from forgepar.errors import WorkflowError
-from forgepar.jobs import Called, Job, JobFuture, Owner, Recipe, Stored
-from forgepar.pickling import dumps_by_value
+from forgepar.jobs import Called, CallerState, Job, JobFuture, Owner, Recipe, Stored
+from forgepar.pickling import Found, dumps_by_value
 from forgepar.tasks import Options, Task, base_name
 from forgepar.values.arena import Arena
-from forgepar.values.codec import FIXED, Wire, encode, is_segment
+from forgepar.values.codec import FIXED, Wire, encode, is_plain, is_segment
+from forgepar.values.culprit import culprit
+from forgepar.values.modulestate import ModuleState, roots_of
+from forgepar.values.modulestate import Part as ModulePart
 from forgepar.values.segment import Part, Segment
 
 _MOST_REMEMBERED = 512  # callables that are pickled by value, to find equal ones again
@@ -47,7 +50,8 @@ class Recipes:
         self._numbers = itertools.count()
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
         self.look = Lookout().look
-        self._by_pickle: OrderedDict[tuple[bytes, Options], Called] = OrderedDict()
+        self._by_pickle: OrderedDict[tuple[bytes, Options, tuple[int, ...]], Called] = OrderedDict()
+        self._modules = ModuleState()
 
     def job(
         self,
@@ -77,7 +81,7 @@ class Recipes:
         loading = _Loading(self, where)
         kinds = [loading.place(value, position) for position, value in enumerate(args)]
         kinds += [loading.place(value, name) for name, value in kwargs.items()]
-        recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs))
+        recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs), loading.found)
         return Job(future, recipe, loading.constants, loading.sources, loading.held)
 
     def called(self, fn: Callable[..., Any]) -> Called:
@@ -88,24 +92,41 @@ class Recipes:
             Exception: whatever pickling it raises, with a note.
         """
         known = self._by_name.get(id(fn))
-        if known is not None and known[0]() is fn:
+        if known is not None and known[0]() is fn and self._is_current(known[1]):
             return known[1]
         options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
         _check_options(fn, options)
         shipped = fn.portable() if isinstance(fn, Task) else fn
+        found = Found()
         try:
-            pickled = dumps_by_value(shipped)
+            pickled = dumps_by_value(shipped, found=found)
         except Exception as error:
-            error.add_note("the callable itself cannot be pickled; what it closes over must travel")
+            error.add_note(f"The callable itself cannot be pickled: {culprit(shipped, error)}.")
             raise
-        found = self._by_content(fn, pickled, options)
+        called = self._by_content(fn, pickled, options, self._state_of(found))
         if _is_by_name(shipped, pickled):
-            self._remember(fn, found)
-        return found
+            self._remember(fn, called)
+        return called
 
-    def encode(self, value: Any, where: Callable[[memoryview], Part | None] | None = None) -> Wire:
+    def _is_current(self, called: Called) -> bool:
+        """Tell whether the caller has what a callable refers to as it was when it was last looked at."""
+        state = called.state
+        if not state.roots:
+            return True
+        with self._lock:
+            return _numbers(self._modules.parts_for(state.roots, anew=True)) == _numbers(state.parts)
+
+    def _state_of(self, found: Found) -> CallerState:
+        roots = roots_of(found)
+        with self._lock:
+            parts = tuple(self._modules.parts_for(roots, anew=True)) if roots else ()
+        return CallerState(roots, parts, tuple(found.keys.items()))
+
+    def encode(
+        self, value: Any, where: Callable[[memoryview], Part | None] | None = None, found: Found | None = None
+    ) -> Wire:
         """Turn an argument into what travels."""
-        return encode(value, self.arena, where)
+        return encode(value, self.arena, where, found)
 
     def store(self, wire: Segment, *, is_shared: bool) -> Stored:
         """Hold the segment of an argument; only its own where others have parts in it, too."""
@@ -116,24 +137,35 @@ class Recipes:
         return future.owner is self._owner
 
     def _recipe(
-        self, called: Called, surroundings: Moment, kinds: tuple[int, ...], keywords: tuple[str, ...]
+        self,
+        called: Called,
+        surroundings: Moment,
+        kinds: tuple[int, ...],
+        keywords: tuple[str, ...],
+        found: Found | None = None,
     ) -> Recipe:
-        key = (surroundings.number, kinds, keywords)
+        parts: Sequence[ModulePart] = called.state.parts
+        if found is not None and (roots := roots_of(found)):
+            with self._lock:
+                known = set(_numbers(parts))
+                more = self._modules.parts_for(roots, anew=True)
+                parts = (*parts, *(part for part in more if part.number not in known))
+        key = (surroundings.number, kinds, keywords, _numbers(parts) if found is not None else ())
         recipe = called.recipes.get(key)
         if recipe is None:
             with self._lock:
                 if len(called.recipes) > _MOST_REMEMBERED:  # of surroundings that will not come again, mostly
                     called.recipes.clear()
-                recipe = Recipe(next(self._numbers), called, Layout(kinds, keywords), surroundings)
+                recipe = Recipe(next(self._numbers), called, Layout(kinds, keywords), surroundings, parts)
                 recipe = called.recipes.setdefault(key, recipe)
         return recipe
 
-    def _by_content(self, fn: Callable[..., Any], pickled: bytes, options: Options) -> Called:
+    def _by_content(self, fn: Callable[..., Any], pickled: bytes, options: Options, state: CallerState) -> Called:
         with self._lock:
-            key = (pickled, options)
+            key = (pickled, options, _numbers(state.parts))
             found = self._by_pickle.get(key)
             if found is None:
-                found = self._by_pickle[key] = Called(next(self._numbers), fn, pickled, options)
+                found = self._by_pickle[key] = Called(next(self._numbers), fn, pickled, options, state)
                 if len(self._by_pickle) > _MOST_REMEMBERED:
                     self._by_pickle.popitem(last=False)
             else:
@@ -146,6 +178,10 @@ class Recipes:
             known[key] = (weakref.ref(fn, lambda _: known.pop(key, None)), called)
 
 
+def _numbers(parts: Sequence[ModulePart]) -> tuple[int, ...]:
+    return tuple([part.number for part in parts])
+
+
 class _Loading:
     """Sorts the arguments of one job."""
 
@@ -155,6 +191,7 @@ class _Loading:
         self.constants: list[Wire] = []
         self.sources: list[JobFuture] = []
         self.held: list[Stored] = []
+        self.found: Found | None = None
 
     def place(self, value: Any, position: int | str) -> int:
         """Take in an argument and return its kind."""
@@ -167,7 +204,9 @@ class _Loading:
         n_before = len(self.sources)
         lifted = lift(value, self._take)
         try:
-            wire = self._recipes.encode(lifted, self._where)
+            if self.found is None and not is_plain(lifted):
+                self.found = Found()
+            wire = self._recipes.encode(lifted, self._where, self.found)
         except Exception as error:
             name = f"args[{position}]" if isinstance(position, int) else f"kwargs[{position!r}]"
             error.add_note(f"{name} is a {type(value).__name__} that cannot be pickled")

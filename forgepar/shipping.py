@@ -19,12 +19,15 @@ from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
 from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable, text_of
-from forgepar.pickling import dumps_by_value
+from forgepar.pickling import Found, dumps_by_value
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.standing import error_text
 from forgepar.tasks import Task
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
+from forgepar.values.culprit import culprit
+from forgepar.values.modulestate import ModuleState, roots_of
+from forgepar.values.namespaces import NEW_RUN
 from forgepar.values.segment import LEAST_KEPT, Segment, names_of, size_of
 
 KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
@@ -36,25 +39,43 @@ class Cargo:
 
     Args:
         plan: the workflow.
+        state: makes the parts of the user's modules that these refer to; None: workers are not to be compared.
+
+    Attributes:
+        callables: each pickled, by number.
+        parts: what workers compare their modules with, pickled, by number.
 
     Raises:
         UnpicklableCallable: naming the first task that has it.
         UnpicklableArgument: naming the task and the position.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, state: ModuleState | None = None) -> None:
         self.plan = plan
+        self._state = state
+        self._found = Found()
         # A refused declaration may have left templates that no task has.
         self._used = set(np.flatnonzero(np.bincount(plan.template_of)).tolist())
         self.callables: dict[int, bytes] = {}
         self._pickle_callables(plan, self._used)
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
+        self.parts: list[tuple[int, bytes]] = []
+        self._add_parts(anew=True)
+
+    def _add_parts(self, *, anew: bool) -> None:
+        """Make the parts of what was found since the last call."""
+        if self._state is not None:
+            parts = self._state.parts_for(roots_of(self._found), anew=anew)
+            self._found = Found()
+            known = {number for number, _ in self.parts}
+            self.parts += [(part.number, part.pickled) for part in parts if part.number not in known]
 
     def grow(self, plan: Plan) -> None:
         """Go on with a plan that has more tasks; they came from a worker, so what they hold can be pickled."""
         n_tasks, n_constants = self.plan.n_tasks, len(self.plan.constants)
         self._pickle_callables(plan, set(plan.template_of[n_tasks:].tolist()))
+        self._add_parts(anew=False)
         self.plan = plan
         self.has_plain_constants = self.has_plain_constants and ATOMIC.issuperset(
             map(type, plan.constants[n_constants:])
@@ -62,15 +83,15 @@ class Cargo:
 
     def _pickle_callables(self, plan: Plan, templates: set[int]) -> None:
         for number in sorted({number for template in templates for number in plan.callables_for(template)}):
-            self.callables[number] = _pickle_callable(plan, number)
+            self.callables[number] = _pickle_callable(plan, number, self._found)
 
     def _check_constants(self) -> None:
         for number in self._used:
             for name, value in self.plan.templates[number].shared.items():
-                _check(value, self.plan, number, f"kwargs[{name!r}]")
+                _check(value, self.plan, number, f"kwargs[{name!r}]", self._found)
             for step in self.plan.specs[self.plan.templates[number].spec].options.fallback:
                 if step.kind == "value":
-                    _check(step.what, self.plan, number, "fallback=")
+                    _check(step.what, self.plan, number, "fallback=", self._found)
         if self.has_plain_constants:
             return
         starts = self.plan.constant_start
@@ -80,7 +101,7 @@ class Cargo:
                 task = int(np.searchsorted(starts, place, side="right")) - 1
                 template = self.plan.templates[self.plan.template_of[task]]
                 position = template.layout.position(place - int(starts[task]))
-                _check(value, self.plan, None, position, task)
+                _check(value, self.plan, None, position, self._found, task)
 
 
 class Shipment:
@@ -251,10 +272,15 @@ class Shipment:
         held.templates.add(template)
         row = self._plan.templates[template]
         number = self._plan.callable_of[template]
-        callables = []
+        callables: list[tuple[int, bytes]] = []
+        if held.n_parts < len(self._cargo.parts):
+            callables = self._cargo.parts[held.n_parts :]
+            held.n_parts = len(self._cargo.parts)
+        if not held.callables:
+            callables = [(NEW_RUN, b""), *callables]
         if number not in held.callables:
             held.callables.add(number)
-            callables = [(number, self._cargo.callables[number])]
+            callables.append((number, self._cargo.callables[number]))
         layout = (row.layout.kinds, row.layout.keywords)
         shared = dict(self._shared_of(template))
         for wire in filter(is_segment, shared.values()):
@@ -323,9 +349,15 @@ class Held:
     Attributes:
         surroundings: which it follows, where that may change within a run; None: it was told of none.
         is_to_unmap: whether there are segments that it is to let go of, and was not told.
+        n_parts: how many parts of modules it was sent.
+        parts: which part of each name it has.
+        keys: what the script's globals were when it last got them.
     """
 
     def __init__(self) -> None:
+        self.n_parts = 0
+        self.parts: dict[tuple[str, str], int] = {}
+        self.keys: dict[tuple[str, str], Any] = {}
         self.callables: set[int] = set()
         self.templates: set[int] = set()
         self.surroundings: Moment | None = None
@@ -397,34 +429,34 @@ class Held:
         return (wire[0], task)
 
 
-def _pickle_callable(plan: Plan, number: int) -> bytes:
+def _pickle_callable(plan: Plan, number: int, found: Found) -> bytes:
     """Pickle a callable; a task as itself where its module has it, as the function there is not the one it holds."""
     fn = plan.callables[number]
     shipped = fn.portable() if isinstance(fn, Task) else fn
     try:
-        return dumps_by_value(shipped)
+        return dumps_by_value(shipped, found=found)
     except Exception as error:
         of_template = np.array([number in plan.callables_for(template) for template in range(len(plan.templates))])
         name = plan.name(int(np.argmax(of_template[plan.template_of])))
         raise UnpicklableCallable(
-            f"task {name!r} has a callable that cannot be pickled ({type(error).__name__}: {error}). "
-            "What it closes over must travel: open files, connections and locks inside it.",
+            f"task {name!r} has a callable that cannot be pickled: {culprit(shipped, error)}. "
+            "Open files and connections, and make locks, inside the task.",
             task=name,
         ) from error
 
 
-def _check(value: Any, plan: Plan, template: int | None, position: str, task: int = 0) -> None:
+def _check(value: Any, plan: Plan, template: int | None, position: str, found: Found, task: int = 0) -> None:
     """Pickle a value to see whether it can be; what comes out is thrown away piece by piece."""
     try:
-        dumps(value, [])
+        dumps(value, [], found)
     except Exception as error:
         if template is not None:
             task = int(np.argmax(plan.template_of == template))
         name = plan.name(task)
         kind = type(value).__name__
         raise UnpicklableArgument(
-            f"task {name!r} got an argument that cannot be pickled: {position} is a {kind} "
-            f"({type(error).__name__}: {error}). Give what it is made from, and make it inside the task.",
+            f"task {name!r} got an argument that cannot be pickled: {position} is a {kind}; "
+            f"{culprit(value, error)}. Give what it is made from, and make it inside the task.",
             task=name,
             position=position,
         ) from error

@@ -27,6 +27,7 @@ from forgepar.values.segment import Segment
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.1  # behind it a second batch waits; what stalls there goes to a slot that idles (claims.py)
 _MOST_CALLABLES = 4096  # a worker holds, each layout and surroundings counted, before it is told to forget all
+_NO_KEY = object()
 
 
 class JobFlight(Flight):
@@ -236,18 +237,41 @@ class Supply:
 
 
 def _news(held: Held, recipe: Recipe) -> tuple[Sequence[tuple[int, bytes]], Sequence[Template]]:
-    """Return the callable and the template, where a worker does not have them."""
-    if recipe.number in held.templates:
-        return (), ()
+    """Return the callable and the template, where a worker does not have them, and what it has of other state."""
     called, layout = recipe.called, recipe.layout
+    callables = _state_news(held, recipe)
+    if recipe.number in held.templates:
+        return callables, ()
     held.templates.add(recipe.number)
-    callables = []
     if called.number not in held.callables:
         held.callables.add(called.number)
-        callables = [(called.number, called.pickled)]
+        if not callables or callables[-1][0] != called.number:
+            callables.append((called.number, called.pickled))
     columns, options = (layout.kinds, layout.keywords), recipe.options
     template = Template(recipe.number, called.number, columns, {}, called.base, options.timeout, options.writable)
     return callables, [template]
+
+
+def _state_news(held: Held, recipe: Recipe) -> list[tuple[int, bytes]]:
+    """Return what makes the modules of a worker what the caller had when it submitted jobs of a recipe.
+
+    Jobs that were submitted before the caller assigned a global may run behind those submitted after it: whichever
+    comes next brings its own state. The script's globals go with the callable, which is sent again for that.
+    """
+    news: list[tuple[int, bytes]] = []
+    for part in recipe.parts:
+        if held.parts.get(part.key) != part.number:
+            held.parts[part.key] = part.number
+            news.append((part.number, part.pickled))
+    called = recipe.called
+    is_changed = False
+    for name, key in called.state.keys:
+        if held.keys.get(name, _NO_KEY) != key:
+            held.keys[name] = key
+            is_changed = True
+    if is_changed:
+        news.append((called.number, called.pickled))
+    return news
 
 
 def _as_column(numbers: Sequence[int]) -> int | bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forgepar.values.namespaces import send_by_value
 from forgepar.workflow import Workflow
 
 DEFAULT_ATTRIBUTE = "workflow"
@@ -70,13 +71,15 @@ def _import_module(name: str) -> types.ModuleType:
 
 
 def _import_file(path: Path) -> types.ModuleType:
-    """Import a file by its stem, from its folder, as workers will: their ``sys.path`` is a copy of this one."""
+    """Import a file by its stem, from its folder. Workers do not: like a script's, its body runs once."""
     path = path.resolve()
     if not path.is_file():
         raise TargetError(f"there is no file {path}. Give path/to/file.py:attr.")
     if "." in path.stem:
         raise TargetError(f"{path.name} cannot be imported, for the dot in its name. Rename the file.")
     _prepend(str(path.parent))
+    if path.stem not in sys.modules:
+        send_by_value(path.stem)  # before its body runs, which may run workflows
     module = importlib.import_module(path.stem)
     if module.__file__ is None or Path(module.__file__).resolve() != path:
         raise TargetError(

@@ -160,6 +160,8 @@ class Task(Generic[P, R]):
         options: its options.
     """
 
+    __forgepar_named__ = True  # a module may have it under its name; see byvalue.py
+
     def __init__(self, fn: Callable[P, R], options: Options) -> None:
         self.__qualname__ = ""  # as the function's, where it has one
         functools.update_wrapper(self, fn, updated=())  # its attributes are its own: they could hide a task's methods

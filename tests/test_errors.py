@@ -14,6 +14,7 @@ import pytest
 from forgepar import errors
 from forgepar.errors import (
     ArenaFull,
+    CodeMismatch,
     CyclicWorkflow,
     DuplicateTaskName,
     EmptyWorkflow,
@@ -67,6 +68,7 @@ SAMPLES = [
     RemoteError("text", type_name="m.E", text="why"),
     TaskExited("text", code=3),
     TaskTimeout("text", seconds=1.5),
+    CodeMismatch("text", module="m", name="n"),
     TaskMemoryExceeded("text", used=3, limit=2),
     ToolFailed("text", command=("false", "a b"), exit_code=1, stderr="why"),
     ToolNotFound("text", program="a", searched="/bin"),

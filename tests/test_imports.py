@@ -13,8 +13,10 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
+    -3: ["errors"],
+    -2: ["values.namespaces"],
+    -1: ["byvalue"],
     0: [
-        "errors",
         "events",
         "cancellation",
         "columns",
@@ -26,6 +28,7 @@ RANKS = {
         "values.meter",
     ],
     1: [
+        "values.culprit",
         "graph",
         "batching",
         "bytecode",
@@ -46,6 +49,7 @@ RANKS = {
         "poolerrors",
     ],
     2: [
+        "values.modulestate",
         "values.arena",
         "backends.surroundings",
         "adapters",

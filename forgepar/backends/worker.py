@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
@@ -33,6 +34,7 @@ from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, conne
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
 from forgepar.pickling import loads_own
+from forgepar.values import namespaces
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encode, parts_of
 from forgepar.values.fresh import is_frozen, renewing
@@ -196,6 +198,7 @@ class Worker:
         self._batch: Batch | None = None
         self._subflows: list[tuple[int, Wire]] = []
         self._unread: BaseException | None = None
+        self._misfit: BaseException | None = None
         self._facts = RunFacts("", "", 0, float("inf"))
         self._follower = Follower()
         self._context: TaskContext | None = None
@@ -346,7 +349,7 @@ class Worker:
             self._new_templates += batch.templates
         if self._follower.is_behind:
             self._follower.follow(self._rule)  # where that fails, the next batch finds noted what this one brought
-        if self._new_templates:
+        if self._new_callables or self._new_templates:
             self._take_in_news()
         call = self._calls[batch.template]
         if batch.references:
@@ -364,11 +367,25 @@ class Worker:
     def _take_in_news(self) -> None:
         with self._follower.staying(self._rule):
             while self._new_callables:
-                number, pickled = self._new_callables.pop()
-                self._callables[number] = _load_callable(pickled)
+                number, pickled = self._new_callables.popleft()
+                self._callables[number] = self._take_part(number, pickled) if number < 0 else self._load(pickled)
         while self._new_templates:
-            template = self._new_templates.pop()
+            template = self._new_templates.popleft()
             self._calls[template.number] = self._make_call(template)
+
+    def _take_part(self, number: int, pickled: bytes) -> Callable[..., Any]:
+        """Take in a part of the caller's modules; where that fails, callables fail in its place."""
+        try:
+            if number == namespaces.NEW_RUN:
+                namespaces.begin_run()
+            else:
+                namespaces.take_part(pickled)
+        except BaseException as error:
+            self._misfit = self._misfit or error
+        return _nothing
+
+    def _load(self, pickled: bytes) -> Callable[..., Any]:
+        return _load_callable(pickled) if self._misfit is None else _raiser(self._misfit)
 
     def _make_call(self, template: Template) -> _Call:
         layout = Layout(*template.layout)
@@ -495,9 +512,10 @@ class Worker:
     def _forget(self) -> None:
         self._callables: dict[int, Callable[..., Any]] = {}
         self._calls: dict[int, _Call] = {}
-        self._new_callables = list[tuple[int, bytes]]()
-        self._new_templates = list[Template]()
+        self._new_callables = deque[tuple[int, bytes]]()
+        self._new_templates = deque[Template]()
         self._kept: dict[int | str, Wire] = {}
+        self._misfit = None  # why modules here cannot be made what the caller has
 
 
 def _rows(layout: Layout, count: int, values: Sequence[Wire], constants: Sequence[Wire]) -> Iterable[tuple[Any, ...]]:
@@ -544,6 +562,10 @@ def _load_callable(pickled: bytes) -> Callable[..., Any]:
         return _raiser(error)
     tasks = sys.modules.get("forgepar.tasks")  # loaded by now if it is a task
     return loaded.fn if tasks is not None and isinstance(loaded, tasks.Task) else loaded
+
+
+def _nothing() -> None:
+    """Stand in the place of a callable that there is none of."""
 
 
 def _raiser(error: BaseException) -> Callable[..., Any]:
@@ -626,6 +648,7 @@ def begin(threads: int, surroundings: Surroundings, prepare: Callable[[], object
         surroundings: what is around the caller.
         prepare: what to do.
     """
+    namespaces.become_worker()
     watch_parent()
     begin_as(surroundings, dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     _limit_threads(threads)

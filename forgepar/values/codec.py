@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from forgepar.pickling import dumps_by_value, loads_own
+from forgepar.pickling import Found, dumps_by_value, loads_own
 from forgepar.values.arena import Arena
 from forgepar.values.segment import Part, Segment, segment_bytes
 
@@ -28,13 +28,16 @@ ATOMIC = FIXED | {str, bytes}  # of any length: as constants they travel as them
 _LEAVES = FIXED | {str, bytes, complex, bytearray, range}
 
 
-def encode(value: Any, arena: Arena, where: Callable[[memoryview], Part | None] | None = None) -> Wire:
+def encode(
+    value: Any, arena: Arena, where: Callable[[memoryview], Part | None] | None = None, found: Found | None = None
+) -> Wire:
     """Turn a value into what travels.
 
     Args:
         value: any picklable object.
         arena: where a large one is put.
         where: tells of a buffer where it lies already, None if nowhere; None: `Arena.granted`.
+        found: takes in the functions and classes that were come across.
 
     Raises:
         Exception: whatever the value's own pickling raises.
@@ -43,7 +46,7 @@ def encode(value: Any, arena: Arena, where: Callable[[memoryview], Part | None] 
     if kind in FIXED or ((kind is str or kind is bytes) and len(value) <= SHORT):
         return value
     buffers: list[pickle.PickleBuffer] = []
-    stream = dumps(value, buffers)
+    stream = dumps(value, buffers, found)
     if not buffers and len(stream) <= arena.blob_limit:
         return (stream,)
     raw = [buffer.raw() for buffer in buffers]
@@ -81,7 +84,7 @@ def parts_of(wire: Wire, arena: Arena) -> tuple[Any, Sequence[Any]]:
     return stream, buffers
 
 
-def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes:
+def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None, found: Found | None = None) -> bytes:
     """Pickle a value: with plain pickle if that is safe, else with cloudpickle, which is ten times as slow.
 
     Plain pickle is safe only where no class can be meant by its name: it would pickle an instance of a class of the
@@ -90,7 +93,7 @@ def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes
     keep_out = None if buffers is None else buffers.append
     if is_plain(value):
         return pickle.dumps(value, protocol=5, buffer_callback=keep_out)
-    return dumps_by_value(value, keep_out)
+    return dumps_by_value(value, keep_out, found)
 
 
 def is_plain(value: Any) -> bool:

@@ -1,0 +1,318 @@
+"""What tasks refer to in the user's modules, as the caller has it, in parts that workers compare with their own.
+
+    what a pickler found ──> names of modules ──> code, globals ──> names ──> ... ──> Part, Part, ...
+
+A function of a module that workers can import travels by its name. What the worker has under that name may differ from
+what the caller has: the module was reloaded, its file was edited, a global was assigned. So each name that a task can
+reach goes along as a `Part`: a function or class by value, data by content. `namespaces.take_part` compares, and takes
+the caller's where there is a difference.
+
+Names are found in the bytecode, as fingerprints find them: globals, attributes of modules, imports within functions. A
+module used in ways that cannot be followed (``getattr(module, name)``, ``eval``) goes along with all its names. Modules
+of libraries do not: their release is the same.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import importlib.util
+import itertools
+import pickle
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from forgepar.bytecode import Reference, references_of
+from forgepar.libraries import is_users, source_of
+from forgepar.pickling import Found, dumps_part
+from forgepar.values import namespaces
+from forgepar.values.namespaces import ATOMS, CACHED, MISSING, NEW_RUN
+
+_FIRST = NEW_RUN - 1
+_LARGEST = 16 << 20  # bytes of a value that goes along; of a larger one its digest does
+_ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars"))
+_WHOLE = ""  # in place of a name: all of the module
+_ABOUT = ("__name__", "__package__", "__path__", "__file__")
+
+Key = tuple[str, str]
+
+
+class Part:
+    """A name of a module.
+
+    Attributes:
+        number: below `NEW_RUN`; another one whenever the value has changed.
+        key: module and name.
+        pickled: for `namespaces.take_part`; empty where nothing need be sent.
+        uses: other names that it refers to.
+    """
+
+    __slots__ = ("_code", "_content", "_value", "key", "number", "pickled", "uses")
+
+    def __init__(self, number: int, key: Key, value: Any, pickled: bytes, uses: tuple[Key, ...]) -> None:
+        self.number = number
+        self.key = key
+        self.pickled = pickled
+        self.uses = uses
+        self._value = value
+        self._code = _code_mark(value)
+        self._content = _content_mark(value)
+
+    def is_current(self) -> bool:
+        """Tell whether the module has the same under the name as when this was made."""
+        module, name = self.key
+        loaded = sys.modules.get(module)
+        if loaded is None:
+            return False  # its source may have been edited
+        if name == _WHOLE:
+            return loaded is self._value and self.uses == _uses_of_whole(loaded)
+        value = vars(loaded).get(name, MISSING)
+        if value is not self._value and not (type(value) in ATOMS and namespaces.same(value, self._value)):
+            return False
+        if self._code is not None and not all(map(_is, self._code, _code_mark(value) or ())):
+            return False
+        return self._content is None or self._content == _content_mark(value)
+
+
+class ModuleState:
+    """The parts of one caller; each is made when it is first needed.
+
+    Example:
+        >>> state = ModuleState()
+        >>> state.parts_for(roots_of(Found()))
+        []
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[Key, Part] = {}
+        self._numbers = itertools.count(_FIRST, -1)
+
+    def parts_for(self, roots: Iterable[Key], *, anew: bool = False) -> list[Part]:
+        """Return the parts of some names and of all that these refer to.
+
+        Args:
+            roots: modules and names.
+            anew: make those again that are not current.
+        """
+        seen: dict[Key, Part] = {}
+        left = list(dict.fromkeys(roots))
+        while left:
+            key = left.pop()
+            if key in seen:
+                continue
+            part = self._parts.get(key)
+            if part is None or (anew and not part.is_current()):
+                before, part = part, _make(next(self._numbers), key)
+                if before is not None and before.pickled == part.pickled:
+                    part.number = before.number
+                self._parts[key] = part
+            seen[key] = part
+            left += part.uses
+        return [part for part in seen.values() if part.pickled]
+
+
+def pickled_parts(found: Found) -> list[bytes]:
+    """Return the parts of what a pickler found, for `namespaces.take_part`."""
+    return [part.pickled for part in ModuleState().parts_for(roots_of(found))]
+
+
+def roots_of(found: Found) -> tuple[Key, ...]:
+    """Return the names of the user's modules that what a pickler found refers to."""
+    return tuple(dict.fromkeys(_roots(found)))
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _code_mark(value: Any) -> tuple[Any, ...] | None:
+    """Return what is looked at by identity to see whether code has changed."""
+    if type(value) is types.FunctionType:
+        return (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__)
+    if isinstance(value, type):
+        return tuple(vars(value).values())
+    return None
+
+
+def _content_mark(value: Any) -> object:
+    """Return what is compared to see whether data has changed; None: identity tells."""
+    if type(value) in ATOMS or isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
+        return None
+    if type(value) is types.FunctionType:
+        inner = (namespaces.cells_of(value), value.__defaults__, value.__kwdefaults__, value.__dict__)
+        return _content_mark(inner) if any(inner) else None
+    if isinstance(value, type):
+        content = {name: part for name, part in vars(value).items() if type(part) in (dict, list, set, bytearray)}
+        return _content_mark(content) if content else None
+    try:
+        return namespaces.large_digest(value)
+    except Exception:
+        return object()  # equal to no other: to be looked at each time
+
+
+# Names
+
+
+def _can_import(module: Any) -> bool:
+    return isinstance(module, str) and not namespaces.travels_by_value(module) and is_users(module)
+
+
+def _roots(found: Found) -> Iterator[Key]:
+    followed: set[str] = set()
+    for fn in found.functions:
+        for reference in references_of(fn.__code__):
+            yield from _of_reference(reference, fn.__globals__, followed)
+        home = fn.__globals__.get("__name__")
+        if _can_import(home) and vars(sys.modules.get(str(home), types)) is fn.__globals__:
+            yield from ((str(home), name) for name in _assigned_in(fn.__code__) if name in fn.__globals__)
+    for value in found.named:
+        if isinstance(value, types.ModuleType):
+            if value.__name__ not in followed and _can_import(value.__name__):
+                yield value.__name__, _WHOLE
+        else:
+            module = str(getattr(value, "__module__", None))
+            name = str(getattr(value, "__qualname__", "")).partition(".")[0]
+            if name and _can_import(module) and name in vars(sys.modules.get(module, types)):
+                yield module, name
+
+
+@functools.lru_cache(maxsize=4096)
+def _assigned_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the globals that code assigns: a worker is to have the caller's before a task or initializer does."""
+    names = [step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")]
+    inner = [_assigned_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return tuple(dict.fromkeys(itertools.chain(names, *inner)))
+
+
+def _of_reference(reference: Reference, scope: Mapping[str, Any], followed: set[str]) -> Iterator[Key]:
+    """Yield the names that a reference within a function means."""
+    if reference.is_import:
+        yield from _of_import(reference, _package_of(scope))
+        return
+    home = scope.get("__name__")
+    name, *attributes = reference.names
+    if name not in scope:
+        if name in _ANY_NAME and _can_import(home):
+            yield str(home), _WHOLE
+        return
+    if _can_import(home) and vars(sys.modules.get(str(home), types)) is scope:
+        yield str(home), name
+    value = scope[name]
+    while isinstance(value, types.ModuleType):
+        module = value.__name__
+        followed.add(module)
+        if not _can_import(module):
+            return
+        if not attributes or attributes[0] not in vars(value):
+            yield module, _WHOLE
+            return
+        yield module, attributes[0]
+        value = vars(value)[attributes.pop(0)]
+
+
+def _of_import(reference: Reference, package: str) -> Iterator[Key]:
+    name, *taken = reference.names
+    if reference.level:
+        try:
+            name = importlib.util.resolve_name("." * reference.level + name, package)
+        except ImportError:
+            return
+    if not _can_import(name):
+        return
+    module = sys.modules.get(name)
+    if module is None or not taken:
+        yield name, _WHOLE
+        return
+    for part in taken:
+        if part in vars(module) and not isinstance(vars(module)[part], types.ModuleType):
+            yield name, part
+        elif part == "*":
+            yield name, _WHOLE
+        elif _can_import(f"{name}.{part}") and (f"{name}.{part}" in sys.modules or source_of(f"{name}.{part}")):
+            yield f"{name}.{part}", _WHOLE
+
+
+def _package_of(scope: Mapping[str, Any]) -> str:
+    package = scope.get("__package__")
+    if package is not None:
+        return str(package)
+    name = str(scope.get("__name__", ""))
+    return name if "__path__" in scope else name.rpartition(".")[0]
+
+
+# Parts
+
+
+def _make(number: int, key: Key) -> Part:
+    module, name = key
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return _of_source(number, module)
+    if name == _WHOLE:
+        return Part(number, key, loaded, b"", _uses_of_whole(loaded))
+    value = vars(loaded).get(name, MISSING)
+    if value is MISSING:
+        return Part(number, key, value, b"", ())
+    if isinstance(value, types.ModuleType):
+        is_there = value.__name__ in sys.modules and not namespaces.travels_by_value(value.__name__)
+        content = _pickled("module", loaded, name, value.__name__) if is_there else b""
+        return Part(number, key, value, content, ())
+    found = Found()
+    try:
+        pickled = dumps_part(value, vars(loaded), found)
+    except Exception:
+        return Part(number, key, value, _pickled("opaque", loaded, name, namespaces.type_name(value)), ())
+    uses = tuple(use for use in dict.fromkeys(_roots(found)) if use != key)
+    if len(pickled) > _LARGEST:
+        try:
+            content = _pickled("large", loaded, name, namespaces.large_digest(value))
+        except Exception:
+            content = _pickled("opaque", loaded, name, namespaces.type_name(value))
+        return Part(number, key, value, content, uses)
+    digest = namespaces.source_digest(pickled)
+    return Part(number, key, value, _pickled("value", loaded, name, (digest, pickled)), uses)
+
+
+def _pickled(kind: str, module: types.ModuleType, name: str, content: Any) -> bytes:
+    about = {n: vars(module)[n] for n in ("__name__", "__package__", "__file__") if n in vars(module)}
+    return pickle.dumps((kind, namespaces.token(), module.__name__, name, about, content), protocol=5)
+
+
+def _uses_of_whole(module: types.ModuleType) -> tuple[Key, ...]:
+    return tuple((module.__name__, name) for name in _own_names(module))
+
+
+def _own_names(module: types.ModuleType) -> Iterator[str]:
+    """Yield the names of a module that are its own: data, and what it defines."""
+    for name, value in list(vars(module).items()):
+        if name.startswith("__") or isinstance(value, types.ModuleType):
+            continue
+        is_code = isinstance(value, (types.FunctionType, type)) or type(value) is CACHED
+        if not is_code or getattr(value, "__module__", None) == module.__name__:
+            yield name
+
+
+def _of_source(number: int, module: str) -> Part:
+    """Return the part of a module that the caller has not imported: its source, and modules that this imports."""
+    path = source_of(module)
+    key = (module, _WHOLE)
+    if path is None or path.suffix != ".py":
+        return Part(number, key, None, b"", ())
+    try:
+        source = path.read_bytes()
+    except OSError:
+        return Part(number, key, None, b"", ())
+    sent: Any = ("source", namespaces.token(), module, _WHOLE, {}, namespaces.source_digest(source))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    uses: list[Key] = []
+    try:
+        code = compile(source, str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        code = None
+    if code is not None:
+        for reference in references_of(code):
+            if reference.is_import:
+                uses += _of_import(reference, package)
+    return Part(number, key, None, pickle.dumps(sent, protocol=5), tuple(dict.fromkeys(uses)))

@@ -1,0 +1,538 @@
+"""Workers have the code and the globals of the user's modules that the caller has, however these came to be."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import sys
+import textwrap
+import time
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import forgepar as fp
+from forgepar.values.modulestate import ModuleState
+
+METHODS = ["forkserver", "spawn", "fork"]
+_names = itertools.count()
+
+
+class Project:
+    """A package of the user's in a folder of its own, on ``sys.path``."""
+
+    def __init__(self, folder, monkeypatch):
+        self.name = f"project_{os.getpid()}_{next(_names)}"
+        self.folder = folder / self.name
+        self.folder.mkdir()
+        self.write("__init__", "")
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(self, module, text):
+        path = self.folder / f"{module}.py"
+        path.write_text(textwrap.dedent(text).replace("PROJECT", self.name))
+        stamp = time.time() + next(_names) + 5
+        os.utime(path, (stamp, stamp))
+        return path
+
+    def load(self, module):
+        importlib.invalidate_caches()
+        return importlib.import_module(f"{self.name}.{module}")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    made = Project(tmp_path, monkeypatch)
+    yield made
+    for name in [name for name in sys.modules if name.startswith(made.name)]:
+        del sys.modules[name]
+
+
+SETTINGS = """
+    SCALE = 1
+    OPTIONS = {'scale': 1}
+    class Config:
+        scale = 1
+        def factor(self): return self.scale
+    config = Config()
+"""
+
+
+def global_of_another_module(project):
+    steps = project.load("steps")
+    return steps.scaled, lambda: setattr(project.load("settings"), "SCALE", 5)
+
+
+def dict_changed_in_place(project):
+    return project.load("steps").by_options, lambda: project.load("settings").OPTIONS.update(scale=7)
+
+
+def attribute_of_an_instance(project):
+    return project.load("steps").by_config, lambda: setattr(project.load("settings").config, "scale", 3)
+
+
+def attribute_of_a_class(project):
+    return project.load("steps").by_config, lambda: setattr(project.load("settings").Config, "scale", 4)
+
+
+def method_replaced(project):
+    return project.load("steps").by_config, lambda: setattr(
+        project.load("settings").Config, "factor", lambda self: self.scale * 100
+    )
+
+
+def own_global(project):
+    steps = project.load("steps")
+    return steps.by_own, lambda: setattr(steps, "OWN", 11)
+
+
+def name_imported_from_another_module(project):
+    steps = project.load("steps")
+    return steps.by_imported, lambda: setattr(steps, "SCALE", 12)
+
+
+def function_replaced(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: setattr(steps, "helper", lambda x: x * 1000)
+
+
+def code_replaced(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: setattr(steps.helper, "__code__", (lambda x: x - 5).__code__)
+
+
+def defaults_replaced(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: setattr(steps.helper, "__defaults__", (6,))
+
+
+def decorated(project):
+    steps = project.load("steps")
+    return steps.traced, lambda: setattr(steps, "OWN", 13)
+
+
+def cached(project):
+    steps = project.load("steps")
+
+    def change():
+        steps.OWN = 14
+        steps.cached.cache_clear()
+
+    return steps.by_cached, change
+
+
+def partial(project):
+    import functools
+
+    steps = project.load("steps")
+    return steps.by_partial, lambda: setattr(steps, "part", functools.partial(pow, 2))
+
+
+def closure_of_the_module(project):
+    steps = project.load("steps")
+    return steps.closed, lambda: setattr(steps, "closed_over", 1) or steps.change_closure(50)
+
+
+def import_within_a_function(project):
+    project.load("settings")
+    return project.load("steps").importing, lambda: setattr(project.load("settings"), "SCALE", 15)
+
+
+def name_made_at_run_time(project):
+    return project.load("steps").dynamic, lambda: setattr(project.load("settings"), "SCALE", 16)
+
+
+def evaluated(project):
+    steps = project.load("steps")
+    return steps.evaluated, lambda: setattr(steps, "OWN", 17)
+
+
+def array(project):
+    steps = project.load("steps")
+    return steps.by_array, lambda: steps.TABLE.__setitem__(0, 40)
+
+
+def task_with_options(project):
+    steps = project.load("steps")
+    return steps.optioned, lambda: setattr(steps, "OWN", 18)
+
+
+def lambda_of_the_module(project):
+    steps = project.load("steps")
+    return steps.LAMBDAS[0], lambda: setattr(steps, "OWN", 19)
+
+
+def function_of_the_caller(project):
+    steps = project.load("steps")
+    return lambda x: steps.scaled(x) + 1, lambda: setattr(project.load("settings"), "SCALE", 20)
+
+
+def module_reloaded(project):
+    steps = project.load("steps")
+
+    def change():
+        project.write("settings", SETTINGS.replace("SCALE = 1", "SCALE = 21"))
+        importlib.reload(project.load("settings"))
+
+    return steps.scaled, change
+
+
+def edited_and_not_reloaded(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: project.write("steps", STEPS.replace("x + more", "x + 100000"))
+
+
+def removed_after_import(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: (project.folder / "steps.py").unlink()
+
+
+def broken_after_import(project):
+    steps = project.load("steps")
+    return steps.by_helper, lambda: project.write("steps", "this is no Python\n")
+
+
+def bound_method(project):
+    config = project.load("settings").Config()
+    return types.MethodType(lambda self, x: self.factor() * x, config), lambda: setattr(
+        project.load("settings").Config, "scale", 22
+    )
+
+
+STEPS = """
+    import functools
+    import numpy as np
+    import forgepar as fp
+    from PROJECT import settings
+    from PROJECT.settings import SCALE
+    OWN = 10
+    TABLE = np.arange(3)
+    LAMBDAS = [lambda x: x + OWN]
+    part = functools.partial(pow, 3)
+    def scaled(x): return x * settings.SCALE
+    def by_options(x): return x * settings.OPTIONS["scale"]
+    def by_config(x): return x * settings.config.factor()
+    def by_own(x): return x * OWN
+    def by_imported(x): return x * SCALE
+    def helper(x, more=1): return x + more
+    def by_helper(x): return helper(x)
+    def trace(fn):
+        @functools.wraps(fn)
+        def wrapper(*args): return ("traced", fn(*args))
+        return wrapper
+    @trace
+    def traced(x): return x * OWN
+    @functools.lru_cache
+    def cached(x): return x * OWN
+    def by_cached(x): return cached(x)
+    def by_partial(x): return part(x)
+    def make():
+        inner = 1
+        def closed(x): return x * inner
+        def change(value):
+            nonlocal inner
+            inner = value
+        return closed, change
+    closed, change_closure = make()
+    def importing(x):
+        from PROJECT import settings as found
+        return x * found.SCALE
+    def dynamic(x): return x * getattr(settings, "SCA" + "LE")
+    def evaluated(x): return eval("x * OWN")
+    def by_array(x): return int(TABLE[0]) + x
+    @fp.task(retries=1)
+    def optioned(x): return x * OWN
+"""
+CHANGES = [
+    global_of_another_module,
+    dict_changed_in_place,
+    attribute_of_an_instance,
+    attribute_of_a_class,
+    method_replaced,
+    own_global,
+    name_imported_from_another_module,
+    function_replaced,
+    code_replaced,
+    defaults_replaced,
+    decorated,
+    cached,
+    partial,
+    closure_of_the_module,
+    import_within_a_function,
+    name_made_at_run_time,
+    evaluated,
+    array,
+    task_with_options,
+    lambda_of_the_module,
+    function_of_the_caller,
+    module_reloaded,
+    edited_and_not_reloaded,
+    removed_after_import,
+    broken_after_import,
+    bound_method,
+]
+
+
+def in_workflow(executor, fn, x):
+    wf = fp.Workflow()
+    handle = wf.add(fn, x)
+    return executor.run(wf)[handle]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def warm(request):
+    """A warm executor of each kind; all changes are tried on the same workers, one after the other."""
+    with (
+        fp.WorkflowExecutor(workers=1, start_method=request.param) as runs,
+        fp.ForgeExecutor(1, start_method=request.param) as pool,
+    ):
+        in_workflow(runs, abs, -1)
+        pool.submit(abs, -1).result()
+        yield runs, pool
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_in_the_caller_reaches_warm_workers(project, warm, change):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    fn, apply = change(project)
+    runs, pool = warm
+    before = fn(3)
+    assert in_workflow(runs, fn, 3) == before
+    assert pool.submit(fn, 3).result() == before
+    apply()
+    after = fn(3)
+    assert in_workflow(runs, fn, 3) == after
+    assert pool.submit(fn, 3).result() == after
+    assert list(pool.map(fn, [3, 4])) == [after, fn(4)]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_in_the_caller_reaches_new_workers(project, change):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    fn, apply = change(project)
+    apply()
+    after = fn(3)
+    with fp.WorkflowExecutor(workers=1) as runs:
+        assert in_workflow(runs, fn, 3) == after
+
+
+def test_a_function_among_the_arguments_is_the_callers(project, warm):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, runs = project.load("steps"), warm[0]
+
+    def call(fn, x):
+        return fn(x)
+
+    def run():
+        wf = fp.Workflow()
+        handle = wf.add(call, steps.by_helper, 3)
+        return runs.run(wf)[handle], warm[1].submit(call, steps.by_helper, 3).result()
+
+    assert run() == (4, 4)
+    steps.helper = lambda x: x * 9
+    assert run() == (27, 27)
+
+
+def test_the_class_of_a_value_that_passes_between_tasks_is_the_callers(project):
+    project.write("settings", SETTINGS)
+    settings = project.load("settings")
+    settings.Config.factor = lambda self: 77
+    wf = fp.Workflow()
+    makers = wf.map(lambda _: settings.Config(), range(4))
+    handles = wf.map(lambda config: config.factor(), makers)
+    assert wf.run(workers=2)[handles] == [77] * 4
+
+
+def test_jobs_see_what_was_there_when_they_were_submitted(project, warm):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings, pool = project.load("steps"), project.load("settings"), warm[1]
+    futures = []
+    for number in range(60):
+        settings.SCALE = number % 3
+        futures.append((pool.submit(steps.scaled, 1), number % 3))
+    assert [future.result() for future, _ in futures] == [scale for _, scale in futures]
+
+
+def test_what_a_task_assigns_does_not_reach_the_next_run(project, warm):
+    project.write("settings", "SEEN = []\ndef note(x):\n    SEEN.append(x)\n    return list(SEEN)\n")
+    settings, runs = project.load("settings"), warm[0]
+    assert in_workflow(runs, settings.note, 1) == [1]
+    assert in_workflow(runs, settings.note, 2) == [2]
+
+
+def test_what_a_job_assigns_stays_for_the_next_job(project, warm):
+    project.write("settings", "SEEN = []\ndef note(x):\n    SEEN.append(x)\n    return list(SEEN)\n")
+    settings, pool = project.load("settings"), warm[1]
+    assert pool.submit(settings.note, 1).result() == [1]
+    assert pool.submit(settings.note, 2).result() == [1, 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_initializer_of_a_module_sees_and_sets_its_globals(project, method):
+    project.write(
+        "settings",
+        "SCALE = 1\nMODEL = None\ndef init():\n    global MODEL\n    MODEL = SCALE * 2\ndef work(): return MODEL\n",
+    )
+    settings = project.load("settings")
+    settings.SCALE = 21
+    with fp.ForgeExecutor(1, initializer=settings.init, start_method=method) as pool:
+        assert pool.submit(settings.work).result() == 42
+
+
+def test_a_large_global_that_differs_is_an_error_that_names_it(project, monkeypatch):
+    monkeypatch.setattr("forgepar.values.modulestate._LARGEST", 1000)
+    project.write("settings", "BIG = list(range(10_000))\nNAMES = 1\ndef first(): return BIG[0]\n")
+    settings = project.load("settings")
+    with fp.WorkflowExecutor(workers=1) as runs:
+        wf = fp.Workflow()
+        wf.add(settings.first)
+        runs.run(wf)
+        settings.BIG[0] = 5
+        with pytest.raises(fp.WorkflowFailed) as caught:
+            runs.run(wf)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, fp.CodeMismatch)
+    assert "'BIG' of module" in str(error)
+    assert settings.__name__ in str(error)
+
+
+def test_what_cannot_be_sent_and_differs_is_warned_of(project):
+    project.write("settings", "CONNECTION = None\ndef ask(): return CONNECTION is None\n")
+    settings = project.load("settings")
+    settings.CONNECTION = (n for n in range(3))
+    wf = fp.Workflow()
+    handle = wf.add(settings.ask)
+    with pytest.warns(RuntimeWarning, match="'CONNECTION' of module .* is a generator in the caller"):
+        assert wf.run(workers=1)[handle] is True
+
+
+def test_locks_of_a_module_are_each_processs_own(project):
+    project.write("settings", "import threading\nLOCK = threading.Lock()\ndef locked():\n    with LOCK: return 1\n")
+    wf = fp.Workflow()
+    handle = wf.add(project.load("settings").locked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert wf.run(workers=1)[handle] == 1
+
+
+POINT = """
+    class Point:
+        __slots__ = ('x',)
+        def __init__(self, x): self.x = x
+    def make(): return Point(1).x
+"""
+
+
+def test_a_class_with_other_slots_is_refused_by_name(project):
+    project.write("settings", POINT)
+    settings = project.load("settings")
+    project.write("settings", POINT.replace("('x',)", "('x', 'y')"))
+    wf = fp.Workflow()
+    wf.add(settings.make)
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf.run(workers=1)
+    assert isinstance(caught.value.exceptions[0], fp.CodeMismatch)
+    assert "'Point' of module" in str(caught.value.exceptions[0])
+
+
+def test_a_module_that_the_caller_has_not_imported_is_the_one_that_the_run_began_with(project):
+    project.write("late", "X = 1\n")
+    project.write("steps", "def use(gate):\n    from PROJECT import late\n    return late.X\n")
+    steps = project.load("steps")
+    with fp.WorkflowExecutor(workers=1) as runs:
+        assert in_workflow(runs, steps.use, 0) == 1
+        project.write("late", "X = 2  # longer\n")
+        assert in_workflow(runs, steps.use, 0) == 2
+
+
+EDITING = """
+    def edit(path): open(path, 'w').write('X = 2  # longer')
+    def use(_):
+        from PROJECT import late
+        return late.X
+"""
+
+
+def test_a_source_that_is_edited_amid_the_run_is_an_error(project):
+    path = project.write("late", "X = 1\n")
+    project.write("steps", EDITING)
+    steps = project.load("steps")
+    wf = fp.Workflow()
+    wf.add(steps.use, wf.add(steps.edit, str(path)))
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf.run(workers=1)
+    assert "was edited after the run began" in str(caught.value.exceptions[0])
+
+
+def test_a_thread_of_the_caller_has_its_own_modules(project):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings = project.load("steps"), project.load("settings")
+    settings.SCALE = 5
+    with ThreadPoolExecutor(1) as threads:
+        wf = fp.Workflow()
+        handle = wf.add(steps.scaled, 2)
+        assert wf.run(backend=fp.FuturesBackend(threads))[handle] == 10
+    assert settings.SCALE == 5
+
+
+def test_a_value_is_found_in_the_store_only_under_what_made_it(project, tmp_path):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings = project.load("steps"), project.load("settings")
+    store = tmp_path / "runs.db"
+
+    def run():
+        wf = fp.Workflow("p")
+        handle = wf.add(steps.scaled, 10)
+        result = wf.run(workers=1, store=store, resume=True)
+        return result[handle], result.records[0].status
+
+    settings.SCALE = 5
+    assert run() == (50, "completed")
+    assert run() == (50, "cached")
+    settings.SCALE = 1
+    assert run() == (10, "completed")
+    settings.SCALE = 5
+    assert run() == (50, "cached")
+
+
+@pytest.mark.parametrize("fn", ["importing", "dynamic", "evaluated", "by_options", "by_config", "cached", "traced"])
+def test_no_value_is_found_again_that_other_globals_made(project, tmp_path, fn):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings = project.load("steps"), project.load("settings")
+
+    def run():
+        wf = fp.Workflow("p")
+        handle = wf.add(getattr(steps, fn), 10)
+        return wf.run(workers=1, store=tmp_path / "runs.db", resume=True)[handle]
+
+    before = run()
+    settings.SCALE = settings.OPTIONS["scale"] = settings.config.scale = steps.OWN = 7
+    steps.cached.cache_clear()
+    after = getattr(steps, fn)(10)
+    assert after != before
+    assert run() == after
+
+
+def test_parts_are_made_again_only_where_something_has_changed(project):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings = project.load("steps"), project.load("settings")
+    state = ModuleState()
+    roots = [(steps.__name__, "scaled"), (steps.__name__, "by_options")]
+    first = state.parts_for(roots)
+    assert state.parts_for(roots, anew=True) == first
+    settings.OPTIONS["scale"] = np.float64(2.0)
+    changed = [part.key for part in state.parts_for(roots, anew=True) if part not in first]
+    assert changed == [(settings.__name__, "OPTIONS")]
