@@ -88,6 +88,7 @@ __all__ = [
     "WorkflowExecutor",
     "WorkflowFailed",
     "WorkingFolderGone",
+    "WrongProcess",
     "attempt",
     "collect",
     "context",
@@ -184,6 +185,7 @@ if TYPE_CHECKING:
         WorkflowError,
         WorkflowFailed,
         WorkingFolderGone,
+        WrongProcess,
     )
     from forgepar.executor import WorkflowExecutor
     from forgepar.fallbacks import ChainFallback, RetryFallback, SkipFallback, ValueFallback

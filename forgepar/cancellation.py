@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from forgepar.forking import fork_safe
+
 
 class CancellationToken:
     """Says whether something was called off; whoever holds it may call it off.
@@ -26,7 +28,7 @@ class CancellationToken:
 
     def __init__(self, parent: CancellationToken | None = None) -> None:
         # Reentrant: a signal handler may come while this very thread holds it.
-        self._lock = threading.RLock()
+        self._lock = fork_safe(threading.RLock())
         self._is_cancelled = self._kills = False
         self._ends_at: float | None = None
         self._callbacks: list[Callable[[], None]] = []

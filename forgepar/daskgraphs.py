@@ -20,6 +20,7 @@ from forgepar.daskstep import Kept, Node, Step, packed
 from forgepar.errors import WorkflowFailed, add_note
 from forgepar.events import Event, WorkflowTaskCompleted, WorkflowTaskFailed, WorkflowTaskStarted
 from forgepar.executor import WorkflowExecutor
+from forgepar.forking import fork_safe
 from forgepar.handles import TaskHandle
 from forgepar.machine import available_cpus
 from forgepar.result import RunResult
@@ -323,7 +324,7 @@ class _Listening:
 
 
 _idle: list[tuple[int, int, WorkflowExecutor]] = []  # process, workers, executor
-_idle_lock = threading.Lock()
+_idle_lock = fork_safe(threading.RLock())
 
 
 @contextmanager

@@ -28,6 +28,7 @@
     │   └── StoreUntrusted              others may write to it, so that its values may be anybody's code
     ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
     ├── NotInTask (RuntimeError)        `context` was called where no task runs
+    ├── WrongProcess (RuntimeError)     an executor was used in a forked child of the process that owns it; .owner
     ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
     ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
     └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
@@ -40,6 +41,7 @@ Each constructor takes the message first and its data as keywords with defaults,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -321,6 +323,27 @@ class WorkingFolderGone(ForgeparError, FileNotFoundError):
 
 class NotInTask(ForgeparError, RuntimeError):
     """`context` was called where no task runs."""
+
+
+class WrongProcess(ForgeparError, RuntimeError):
+    """An executor was used in a forked child of its process, which has none of its threads and workers.
+
+    Attributes:
+        owner: the pid of the process that started the executor's workers.
+    """
+
+    def __init__(self, message: str, *, owner: int = 0) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+    @classmethod
+    def here(cls, owner: int) -> WrongProcess:
+        """Return what to raise in this process for an executor of another one."""
+        message = (
+            f"This executor belongs to process {owner}, and this is process {os.getpid()}, which was forked from it. "
+            "Make an executor in this process and use that."
+        )
+        return cls(message, owner=owner)
 
 
 class ResultReleased(ForgeparError, KeyError):

@@ -31,8 +31,9 @@ from forgepar.console import Console, Show
 from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
 from forgepar.displays import Display, Shielded
-from forgepar.errors import RunTimeout, WorkflowFailed
+from forgepar.errors import RunTimeout, WorkflowFailed, WrongProcess
 from forgepar.events import Sink
+from forgepar.forking import fork_safe
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.memory import Guard, Memory
@@ -120,7 +121,8 @@ class WorkflowExecutor:
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._guard = Guard()
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())
+        self._owner: int | None = None  # the process that opened the backend
         self._dispatcher: Dispatcher | None = None
 
     @property
@@ -136,7 +138,9 @@ class WorkflowExecutor:
 
         Raises:
             TimeoutError: the run was not at rest long enough for a look, for a second or more.
+            WrongProcess: this process was forked from the one that the workers belong to.
         """
+        self._check_process()
         dispatcher = self._dispatcher
         return snapshot(dispatcher) if dispatcher is not None else None
 
@@ -197,9 +201,11 @@ class WorkflowExecutor:
             StoreError: the store cannot be used as it is, or (`StoreBusy`) another run of the workflow goes in it.
             WorkflowFailed: a task failed; ``.exceptions`` are the tasks' own, ``.result`` has what was done.
             WorkerStartFailed: worker processes end before they take work.
+            WrongProcess: this process was forked from the one that the workers belong to.
             KeyboardInterrupt: the workers are killed; the next run starts new ones.
             SystemExit: the same, at a SIGTERM that the program does not handle itself.
         """
+        self._check_process()
         if schedule not in ("layers", "eager"):
             raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
         workflow.check_runnable()
@@ -224,11 +230,15 @@ class WorkflowExecutor:
         surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
         cargo = Cargo(plan, self._module_state)
         with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
+            if self._dispatcher is not None:
+                raise RuntimeError("A callback of a run cannot run a workflow on the same executor. Use another one.")
             return self._run(plan, policy, cargo, surroundings, cancel, Console(plan, show), sinks, keeper, progress)
 
     def close(self) -> None:
-        """End the workers. The next run would start new ones."""
-        self._backend.close()
+        """End the workers. The next run would start new ones. In a forked child, leave them to the parent."""
+        if self._owner in (None, os.getpid()):
+            self._backend.close()
+            self._owner = None
 
     def __enter__(self) -> Self:
         return self
@@ -237,6 +247,10 @@ class WorkflowExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_process(self) -> None:
+        if self._owner not in (None, os.getpid()):
+            raise WrongProcess.here(self._owner)
 
     def _run(
         self,
@@ -251,6 +265,7 @@ class WorkflowExecutor:
         progress: bool | Display | None,
     ) -> RunResult:
         backend = self._backend
+        self._owner = os.getpid()
         memory = Memory(plan, backend, self._guard, watches=backend.ends_workers)
         backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
         display = _display(progress)  # what it loads, it loads while workers start
@@ -285,7 +300,7 @@ class WorkflowExecutor:
                 dispatcher.run()
             outputs = dispatcher.outputs()
         except BaseException:
-            backend.close()  # slots may have work that nobody waits for any more
+            self.close()  # slots may have work that nobody waits for any more
             raise
         finally:
             self._dispatcher = None

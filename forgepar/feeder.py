@@ -26,9 +26,12 @@ from typing import cast
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
 from forgepar.backends.board import unmark
 from forgepar.backends.output import UNKNOWN_TASK
+from forgepar.backends.starting import at_exit
 from forgepar.backends.wire import Reply
 from forgepar.console import Console
+from forgepar.errors import WrongProcess
 from forgepar.faults import raised_by_job, worker_died
+from forgepar.forking import in_child
 from forgepar.jobs import Job
 from forgepar.plan import Plan
 from forgepar.poolerrors import PoolBroken, PoolWorkerDied, in_pool
@@ -52,6 +55,8 @@ class Feeder:
     Attributes:
         backend: the workers.
         broken: why nothing more can be run; None while all is well.
+        owner: the process whose workers these are, once there are any.
+        is_foreign: whether this process was forked from that one, and so has no such thread and workers.
     """
 
     def __init__(self, backend: Backend, most_tasks: int | None = None) -> None:
@@ -65,12 +70,14 @@ class Feeder:
         self._freed: deque[tuple[Segment, bool]] = deque()
         self._is_asleep = self._is_closing = self._is_over = False
         self._cancels = self._kills = False
-        self.owner = os.getpid()
+        self.owner = 0
+        self.is_foreign = False
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
 
     def start(self, n_workers: int) -> Arena:
         """Open the backend, with so many workers, and start the thread; return where large values go."""
+        self.owner = os.getpid()
         self.backend.open(n_workers)
         self._arena = self.backend.arena
         self._roll = Roll(self.backend, self._arena)
@@ -102,8 +109,14 @@ class Feeder:
             self._inbox.append(job)
         self._nudge()
 
+    def check_owner(self) -> None:
+        """Raise `WrongProcess` where the workers are those of another process."""
+        if self.is_foreign:
+            raise WrongProcess.here(self.owner)
+
     def check_open(self) -> None:
         """Raise where no more jobs are taken."""
+        self.check_owner()
         if self.broken is not None:
             raise self.broken
         if self._is_closing:
@@ -132,7 +145,7 @@ class Feeder:
             cancels: cancel what no worker has yet.
             kills: end what runs, too.
         """
-        if os.getpid() != self.owner:  # a forked child has the parent's, and no such thread
+        if self.is_foreign:
             return
         with self._lock:
             self._is_closing = True
@@ -142,8 +155,14 @@ class Feeder:
 
     def join(self) -> None:
         """Wait for the end; not in the thread itself, where a callback may call this."""
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not threading.current_thread() and not self.is_foreign:
             self._thread.join()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, keep nothing for a thread that is not there."""
+        _live.discard(self)
+        self.is_foreign = self._is_over = True
+        self._is_asleep = False
 
     def _nudge(self) -> None:
         if self._is_asleep:
@@ -389,12 +408,17 @@ def _finish_all() -> None:
     """Let what was submitted come to its end before the interpreter does, as the standard library's executors do."""
     global _is_over  # there is one interpreter
     _is_over = True
-    feeders = [feeder for feeder in list(_live) if feeder.owner == os.getpid()]
+    feeders = list(_live)
     for feeder in feeders:
         feeder.close()
     for feeder in feeders:
         feeder.join()
 
 
-# Registered after that of `backends.process`, which closes all workers, and so called before it.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+def _leave_all_to_parent() -> None:
+    for feeder in list(_live):
+        feeder.leave_to_parent()
+
+
+at_exit(_finish_all)  # after that of `backends.process`, which closes all workers, and so called before it
+in_child(_leave_all_to_parent)

@@ -27,6 +27,7 @@ except ImportError as missing:
     raise ImportError("forgepar.joblib needs joblib 1.4 or later: pip install 'forgepar[joblib]'") from missing
 
 from forgepar.backends.worker import inside_worker
+from forgepar.forking import fork_safe
 from forgepar.jobs import JobFuture
 from forgepar.machine import available_cpus, set_variables
 from forgepar.pool import ForgeExecutor
@@ -119,7 +120,7 @@ class _Workers:
     """The executor that calls share, one after the other."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())
         self._executor: ForgeExecutor | None = None
         self._key: tuple[int, int | None, int] | None = None
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from forgepar.arguments import Layout
 from forgepar.backends.surroundings import Moment
+from forgepar.forking import fork_safe
 from forgepar.poolerrors import PoolUnreadable
 from forgepar.tasks import Options, base_name
 from forgepar.values.arena import Arena
@@ -29,7 +30,13 @@ from forgepar.values.segment import Segment
 
 
 class Owner(Protocol):
-    """Whoever runs jobs, as far as a future needs to know it."""
+    """Whoever runs jobs, as far as a future needs to know it.
+
+    Attributes:
+        is_foreign: whether it runs them for another process, which this one was forked from.
+    """
+
+    is_foreign: bool
 
     def cancelled(self, job: Job) -> None:
         """Note that the future of a job was cancelled; from any thread."""
@@ -39,6 +46,9 @@ class Owner(Protocol):
 
     def release(self, segment: Segment, *, keep: bool) -> None:
         """Free a segment, soon; from any thread, and amid anything."""
+
+    def check_owner(self) -> None:
+        """Raise `WrongProcess` where it is foreign."""
 
 
 class Stored:
@@ -67,8 +77,9 @@ class _Sealed:
 
 _LOGGER = logging.getLogger("concurrent.futures")  # where `Future` logs what callbacks raise
 _SEALED = _Sealed()
+_DONE = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")  # as `concurrent.futures` calls its states
 GONE = _Sealed()  # in place of how a value travels, where that is not kept
-_opening = threading.RLock()
+_opening = fork_safe(threading.RLock())
 
 
 class JobFuture(Future[Any]):
@@ -95,6 +106,8 @@ class JobFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has it yet."""
+        if self.owner.is_foreign:
+            self._check_process()
         job = self.job
         if not super().cancel():
             return False
@@ -118,6 +131,8 @@ class JobFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the value; see `concurrent.futures.Future.result`."""
+        if self.owner.is_foreign:
+            self._check_process()
         value = super().result(timeout)
         if value is not _SEALED:
             return value
@@ -128,6 +143,8 @@ class JobFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end, and return what the job failed with, None if it did not."""
+        if self.owner.is_foreign:
+            self._check_process()
         error = super().exception(timeout)
         if error is None and super().result() is _SEALED:
             self._open()
@@ -154,6 +171,12 @@ class JobFuture(Future[Any]):
             self._stored = Stored(self.owner, wire, keep=True)
         self.set_running_or_notify_cancel()
         self.set_result(value)
+
+    def _check_process(self) -> None:
+        """Refuse in a forked child where nobody would fulfil this; what is done can be had there, too."""
+        if self._state not in _DONE:
+            self.owner.check_owner()
+        self._condition = threading.Condition()  # the parent's may have been held when this process was forked
 
     def _open(self) -> None:
         with _opening:

@@ -15,6 +15,7 @@ from forgepar.backends.process import ProcessBackend
 from forgepar.backends.surroundings import Moment
 from forgepar.errors import WorkflowError, WorkingFolderGone
 from forgepar.feeder import Feeder, is_over
+from forgepar.forking import fork_safe
 from forgepar.jobs import Called, JobFuture
 from forgepar.machine import as_bytes, available_cpus
 from forgepar.pickling import Prepared
@@ -86,7 +87,7 @@ class ForgeExecutor(Executor):
         backend = ProcessBackend(_n_workers(workers, max_workers), start_method, budget, prepare, gives_way=False)
         # Nothing that the thread holds refers to this, so that it may be collected, and the thread ends then.
         self._feeder = Feeder(backend, max_tasks_per_child)
-        self._start_lock = threading.Lock()
+        self._start_lock = fork_safe(threading.RLock())
         self._recipes: Recipes | None = None
         self._n_at_once = backend.n_slots if backend.start_method == "fork" else 1
         weakref.finalize(self, self._feeder.close).atexit = False
@@ -109,6 +110,7 @@ class ForgeExecutor(Executor):
 
         Raises:
             RuntimeError: the executor was shut down.
+            WrongProcess: this process was forked from the one that the executor's workers belong to.
             BrokenProcessPool: it can run nothing more.
             WorkflowError: an option that is for workflows.
             WorkingFolderGone: the working directory of this process was deleted.
@@ -199,7 +201,7 @@ class ForgeExecutor(Executor):
         return _flattened(super().map(_Once(each), chunks, timeout=timeout, **more))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs, and end the workers when those there are have ended.
+        """Take no more jobs, and end the workers when those there are have ended; nothing in a forked child.
 
         Args:
             wait: come back only then.

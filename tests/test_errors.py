@@ -45,6 +45,7 @@ from forgepar.errors import (
     WorkflowError,
     WorkflowFailed,
     WorkingFolderGone,
+    WrongProcess,
 )
 
 CLASSES = {
@@ -84,6 +85,7 @@ SAMPLES = [
     StoreWarning("text"),
     ResultReleased("text"),
     MissingResult("text"),
+    WrongProcess("text", owner=7),
 ]
 
 

@@ -18,7 +18,7 @@ RANKS = {
     -1: ["byvalue"],
     0: [
         "events",
-        "cancellation",
+        "forking",
         "columns",
         "machine",
         "inputs",
@@ -29,6 +29,8 @@ RANKS = {
     ],
     1: [
         "values.culprit",
+        "backends.starting",
+        "cancellation",
         "graph",
         "batching",
         "bytecode",

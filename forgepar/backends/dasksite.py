@@ -31,6 +31,7 @@ from forgepar.backends.daskparts import Parts, SiteArena
 from forgepar.backends.output import STREAMS
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
+from forgepar.forking import fork_safe
 from forgepar.values.codec import is_segment
 from forgepar.version import __version__
 
@@ -106,7 +107,7 @@ def forget_topic(token: str, dask_scheduler: Any = None) -> None:
 
 
 _sites: dict[tuple[str, str], Site] = {}
-_sites_lock = threading.Lock()
+_sites_lock = fork_safe(threading.RLock())
 
 
 def _site(worker: Any, token: str) -> Site:

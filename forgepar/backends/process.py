@@ -16,20 +16,16 @@ import selectors
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
-import types
-import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from concurrent.futures.process import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -37,10 +33,12 @@ from typing import Any
 from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
+from forgepar.backends.starting import abandon, all_processes, at_exit, context, process_of
 from forgepar.backends.surroundings import here
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
-from forgepar.errors import WorkerStartFailed
+from forgepar.errors import WorkerStartFailed, WrongProcess
+from forgepar.forking import in_child, no_forks
 from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
@@ -77,10 +75,6 @@ class _Slot:
     @property
     def pid(self) -> int:
         return (self.process and self.process.pid) or 0
-
-    @property
-    def fileno(self) -> int:
-        return -1 if self.connection is None else self.connection.fileno()
 
 
 class ProcessBackend:
@@ -125,15 +119,26 @@ class ProcessBackend:
                 f"start_method={start_method!r} is not one of {available}, which this system has. Leave it out."
             )
         self._budget = budget
-        self._owner = os.getpid()
+        self._owner = 0
         self._slots = [_Slot(number) for number in range(n_slots)]
         self._n_starting = 0
         self._overheard: list[Notice] = []
         self._n_memory_kills = 0
         self._is_open = False
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the workers are those of another process, which this one was forked from."""
+        return self._is_open and self._owner != os.getpid()
+
     def open(self, n_wanted: int) -> None:
-        """Make the arena, and start workers for the first ``n_wanted`` slots; does nothing where that is done."""
+        """Make the arena, and start workers for the first ``n_wanted`` slots; does nothing where that is done.
+
+        Raises:
+            WrongProcess: it was opened by another process, which this one was forked from.
+        """
+        if self.is_foreign:
+            raise WrongProcess.here(self._owner)
         if not self._is_open:
             self._prepare()
         for slot in self._slots:
@@ -145,6 +150,7 @@ class ProcessBackend:
 
     def _prepare(self) -> None:
         """Make what all workers share."""
+        self._owner = os.getpid()
         self.arena = open_arena(self.n_slots, self._budget)
         self._board = Board.create(str(self.arena.folder / "board"), self.n_slots)
         self._run = self._board.run
@@ -158,8 +164,8 @@ class ProcessBackend:
         self._is_open = True
         _live.add(self)
         self._n_memory_kills = n_memory_kills()
-        self._context = self._make_context()
         self._n_starting = 0
+        self._slots = [_Slot(number) for number in range(self.n_slots)]  # those there are may be a parent's
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that have a worker at this moment."""
@@ -178,6 +184,8 @@ class ProcessBackend:
 
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
+        if self.is_foreign:
+            raise WrongProcess.here(self._owner)  # whoever called this forked in a callback
         if self._overheard:
             overheard, self._overheard = self._overheard, []
             return overheard
@@ -300,7 +308,7 @@ class ProcessBackend:
 
     def close(self) -> None:
         """End all workers and remove the arena: idle ones exit by themselves, busy ones are killed."""
-        if not self._is_open or os.getpid() != self._owner:
+        if not self._is_open or self.is_foreign:
             return
         self._is_open = False
         _live.discard(self)
@@ -321,14 +329,29 @@ class ProcessBackend:
             slot.outstanding.clear()
         remove_arena(self.arena)
 
-    def _make_context(self) -> BaseContext:
-        context: BaseContext = multiprocessing.get_context(self.start_method)
-        if self.start_method == "forkserver":
-            context.set_forkserver_preload(["forgepar.backends.worker"])
-        return context
+    def leave_to_parent(self) -> None:
+        """In a forked child, close the copies of what the parent reaches its workers by.
+
+        Else a worker would not see its parent go while the child lives. The selector is not told: the child shares it.
+        """
+        _live.discard(self)
+        for slot in self._slots:
+            if slot.connection is not None:
+                slot.connection.close()
+            while slot.pipes:
+                with suppress(OSError):
+                    os.close(slot.pipes.popitem()[0])
+            abandon(slot.threads)
+        for end in (self._listener, self._waker, self._woken):
+            end.close()
+        self._selector.close()
 
     def _start(self, slot: _Slot) -> None:
         """Start a slot's worker; it joins later."""
+        with no_forks:  # a child would get locks of the standard library that are held, and half of a worker
+            self._start_alone(slot)
+
+    def _start_alone(self, slot: _Slot) -> None:
         surroundings = here()
         self._board.reset(slot.number)
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
@@ -339,44 +362,36 @@ class ProcessBackend:
         slot.connection = slot.process = None
         slot.outstanding.clear()
         self._open_pipes(slot)
-        inherited: tuple[int, ...] = ()
-        if self.start_method == "fork":
-            numbers = [other.fileno for other in self._slots if other.connection is not None]
-            numbers += [number for other in self._slots for number in other.pipes]
-            inherited = (self._listener.fileno(), self._waker.fileno(), self._woken.fileno(), *numbers)
         threads = max(1, available_cpus() // self.n_slots)
+        initargs = (threads, surroundings, self._prepare_worker)
         slot.executor = ProcessPoolExecutor(
-            1, mp_context=self._context, initializer=begin, initargs=(threads, surroundings, self._prepare_worker)
+            1, mp_context=context(self.start_method), initializer=begin, initargs=initargs
         )
-        with _anonymous_main(), warnings.catch_warnings():
-            # 3.12 warns of a fork beside threads. Those here are the other slots' executors', asleep in a wait, and
-            # the child runs nothing of theirs.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-            before, children = threading.enumerate(), multiprocessing.active_children()
-            place, gives_way = self.arena.place, self._gives_way
-            try:
-                slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, inherited, gives_way)
-            except RuntimeError as error:
-                self._do_without(slot, children, error)
-                return
+        before, children = threading.enumerate(), all_processes()
+        place, gives_way = self.arena.place, self._gives_way
+        try:
+            slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, gives_way)
+        except RuntimeError as error:
+            self._do_without(slot, children, error)
+            return
         slot.threads = [
             thread
             for thread in threading.enumerate()
             if thread not in before and type(thread).__module__ == ProcessPoolExecutor.__module__
         ]
 
-    def _do_without(self, slot: _Slot, children: Sequence[BaseProcess], error: RuntimeError) -> None:
+    def _do_without(self, slot: _Slot, children: set[BaseProcess], error: RuntimeError) -> None:
         """Go on with the other slots, as an executor cannot start its thread: 3.12 forbids it once a program ends.
 
         Args:
             slot: whose worker was to start.
-            children: this process's, from before.
+            children: workers from before.
             error: what the executor raised.
 
         Raises:
             WorkerStartFailed: there is no other slot with a worker.
         """
-        for process in set(multiprocessing.active_children()).difference(children):
+        for process in all_processes() - children:
             process.kill()  # the executor had started it, and would not look after it
             process.join()
         self._close_pipes(slot)
@@ -397,8 +412,7 @@ class ProcessBackend:
         slot.connection = connection
         slot.failed_starts = 0
         self._n_starting -= 1
-        # With no wait this also reaps ended children, which `multiprocessing` does at any start of a process.
-        slot.process = {p.pid: p for p in multiprocessing.active_children()}.get(hello.pid)
+        slot.process = process_of(hello.pid)
         self._selector.register(connection, selectors.EVENT_READ, slot)
         return Joined(slot.number, hello.pid)
 
@@ -414,8 +428,8 @@ class ProcessBackend:
 
     def _close_pipe(self, slot: _Slot, number: int) -> None:
         self._selector.unregister(number)
+        del slot.pipes[number]  # first: a child forked between the two would close a number that others may have by now
         os.close(number)
-        del slot.pipes[number]
 
     def _hear(self, slot: _Slot, number: int) -> Told | None:
         """Read one of a slot's pipes; close it where its worker, and all that it started, has."""
@@ -566,17 +580,6 @@ def _send(number: signal.Signals, processes: list[Any]) -> None:
                 process.send_signal(number)
 
 
-@contextmanager
-def _anonymous_main() -> Iterator[None]:
-    """Hide the user's script while processes start, so that spawn and forkserver do not run it again."""
-    real = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = real
-
-
 _live: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
 
 
@@ -585,6 +588,10 @@ def _close_all() -> None:
         backend.close()
 
 
-# An executor with a running job blocks interpreter exit in a callback of its own, which `atexit` comes too late for.
-# These callbacks run last in, first out, and `concurrent.futures.process` registered its own when imported above.
-threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+def _leave_all_to_parent() -> None:
+    for backend in list(_live):
+        backend.leave_to_parent()
+
+
+at_exit(_close_all)
+in_child(_leave_all_to_parent)

@@ -72,9 +72,7 @@ def be_inside(*, is_inside: bool = True) -> None:
     _inside = is_inside
 
 
-def serve(
-    address: str, slot: int, place: Place, threads: int, inherited: tuple[int, ...], gives_way: bool = True
-) -> None:
+def serve(address: str, slot: int, place: Place, threads: int, gives_way: bool = True) -> None:
     """Run batches from the parent until it closes the connection.
 
     Args:
@@ -82,10 +80,9 @@ def serve(
         slot: which slot this process fills.
         place: the arena, whose folder holds the board as well.
         threads: how many threads numerical libraries may use here.
-        inherited: descriptors of the parent's other connections, copied by a fork.
         gives_way: whether whoever wakes this process is to keep its core for the moment.
     """
-    _settle(threads, inherited, gives_way=gives_way)
+    _settle(threads, gives_way=gives_way)
     # Not made here: a worker that comes late must put nothing into a folder that is being removed.
     with (
         open(os.path.join(place.folder, f"crash-{slot}"), "r+b") as crash_file,  # noqa: PTH118, PTH123
@@ -624,7 +621,7 @@ def _limit_threads(threads: int) -> None:
         os.environ.setdefault(variable, str(threads))
 
 
-def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> None:
+def _settle(threads: int, *, gives_way: bool) -> None:
     """Make this process a worker."""
     _limit_threads(threads)
     be_inside()
@@ -634,10 +631,6 @@ def _settle(threads: int, inherited: tuple[int, ...], *, gives_way: bool) -> Non
         # Else a worker that the parent wakes may take its core at once, and the next worker's batch waits for a task.
         with suppress(OSError):  # some containers forbid it; it is only quicker
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in inherited:
-        os.dup2(nowhere, descriptor)  # not closed: a number used again would be closed under its new owner
-    os.close(nowhere)
 
 
 def begin(threads: int, surroundings: Surroundings, prepare: Callable[[], object] | None) -> None:

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
+from forgepar.forking import fork_safe
+
 _FALLBACK = (80, 24)
 _MOST_HELD = 1 << 20  # characters that are held back while a full screen is up
 
@@ -66,7 +68,7 @@ class Footer:
         self._frame: Frame | None = None
         self._is_shown = False
         self._is_amid_line = False  # somebody wrote a line that has no end yet, as a prompt is
-        self._lock = threading.RLock()  # any thread may print
+        self._lock = fork_safe(threading.RLock())  # any thread may print
         self._diversion = Diversion(self)
 
     @property
@@ -139,7 +141,7 @@ class FullScreen:
         self._held: deque[tuple[str, TextIO]] = deque()
         self._n_held = self._n_dropped = 0
         self._is_open = False
-        self._lock = threading.RLock()
+        self._lock = fork_safe(threading.RLock())
         self._diversion = Diversion(self)
 
     @property

@@ -1,0 +1,272 @@
+"""How worker processes start, without any change to the state of the caller's process.
+
+    ProcessPoolExecutor(mp_context=context(method)) ──> Process.start ──> Popen._launch ──> worker
+                                                                               │
+                                                  forkserver alone ──> a server of our own, one per process
+
+`multiprocessing` starts processes by functions of its own modules. Here these run with a few of their global names
+replaced, so that the caller sees nothing of a start:
+
+- What a worker is told names no main module, so a script without a guard runs once, and `sys.modules["__main__"]` stays
+  as it is. Callables travel by value.
+- The default start method, which `multiprocessing` settles when it first tells it to a child, stays unsettled.
+- The fork server is ours. That of `multiprocessing`, and what the caller has it preload, is left alone. A forked child
+  of the caller gets its own, as a server's exit can be waited for by its parent only.
+- A fork beside threads is not warned of. The threads here are executors' own, asleep in a wait, and the child runs
+  nothing of theirs. No filter is touched.
+
+In the worker, the process is an ordinary one of `multiprocessing`. All private names of the standard library that we
+use are in this module; tests/test_starting.py tries them on each version of Python.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import multiprocessing
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import process as futures_process
+from contextlib import suppress
+from functools import partial
+from multiprocessing import context as contexts
+from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, spawn, util
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from types import FunctionType, ModuleType
+from typing import Any
+
+from forgepar.forking import free_all_locks, in_child
+
+# Loaded by the fork server, so that no worker has to: what runs in each, and what the executor's part in it needs.
+_PRELOADED = ["forgepar.backends.worker", "concurrent.futures.process"]
+_EXIT_PRIORITY = 1000  # before anything that `multiprocessing` does at the exit of a process
+
+
+def context(start_method: str) -> BaseContext:
+    """Return what `ProcessPoolExecutor` is to start processes with.
+
+    Args:
+        start_method: "forkserver", "spawn" or "fork".
+    """
+    return _CONTEXTS[start_method]
+
+
+def process_of(pid: int) -> BaseProcess | None:
+    """Return the process that was started here and has this pid; None if nobody refers to it any more."""
+    return _started.get(pid)
+
+
+def all_processes() -> set[BaseProcess]:
+    """Return the processes that were started here and that somebody refers to."""
+    return set(_started.values())
+
+
+def at_exit(callback: Callable[[], object]) -> None:
+    """Have a function called when this process ends, before anything waits for its executors or its children.
+
+    `concurrent.futures` waits for running jobs in a callback of its own, which `atexit` comes too late for. Callbacks
+    run last in, first out, and that one was registered when this module imported it. A child that `multiprocessing`
+    started waits for its own children even before that, see `_end_before_joins`.
+    """
+    _exit_callbacks.append(callback)
+    threading._register_atexit(callback)  # type: ignore[attr-defined]
+
+
+def abandon(threads: Iterable[threading.Thread]) -> None:
+    """In a forked child, have neither its end nor garbage collection wake executors of the parent.
+
+    Args:
+        threads: those of the executors, which do not exist in the child.
+    """
+    for thread in threads:
+        wakeup: Any = futures_process._threads_wakeups.pop(thread, None)
+        if wakeup is not None and not wakeup._closed:
+            wakeup._closed = True
+            wakeup._writer.close()
+            wakeup._reader.close()
+        for lock in (getattr(thread, "shutdown_lock", None), getattr(wakeup, "_lock", None)):
+            if lock is not None:
+                lock._at_fork_reinit()
+
+
+class _Instead:
+    """A module with some names replaced."""
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        self.__dict__.update(names, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _with(function: Any, **names: Any) -> Any:
+    """Return a function of the standard library that sees some global names replaced."""
+    assert not function.__code__.co_freevars, f"{function} needs more than its globals"
+    return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__)
+
+
+_spawn = _Instead(
+    spawn,
+    get_preparation_data=_with(
+        spawn.get_preparation_data,
+        sys=_Instead(sys, modules={"__main__": ModuleType("__main__")}),
+        get_start_method=partial(multiprocessing.get_start_method, allow_none=True),
+    ),
+)
+_ensure_running = _with(forkserver.ForkServer.ensure_running, spawn=_spawn)
+
+
+class _Server(forkserver.ForkServer):
+    """The fork server of this process."""
+
+    _forkserver_alive_fd: int | None
+    _forkserver_address: str | None
+    _forkserver_pid: int | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_forkserver_preload(_PRELOADED)
+
+    def ensure_running(self) -> None:
+        try:
+            _ensure_running(self)
+        except ChildProcessError:  # it has ended, and the caller has collected all of its children
+            self.let_go()
+            _ensure_running(self)
+
+    def let_go(self) -> None:
+        """Forget the server, which ends when neither its parent nor a worker holds on to it."""
+        alive, self._forkserver_alive_fd = self._forkserver_alive_fd, None
+        self._forkserver_address = self._forkserver_pid = None
+        if alive is not None:
+            with suppress(OSError):
+                os.close(alive)
+
+
+_server = _Server()
+_launch_by_server = _with(
+    popen_forkserver.Popen._launch,  # type: ignore[attr-defined]
+    spawn=_spawn,
+    forkserver=_Instead(forkserver, connect_to_new_process=lambda fds: _server.connect_to_new_process(fds)),
+)
+# A registry that is none fails whatever is warned of in this function, and `os.fork` drops what its warning fails with.
+_launch_by_fork = _with(popen_fork.Popen._launch, __warningregistry__=())  # type: ignore[attr-defined]
+
+
+class _ForkServerPopen(popen_forkserver.Popen):
+    _launch = _launch_by_server
+
+
+class _SpawnPopen(popen_spawn_posix.Popen):
+    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn)  # type: ignore[attr-defined]
+
+
+class _ForkPopen(popen_fork.Popen):
+    _launch = _launch_by_fork
+
+
+class _Started(BaseProcess):
+    """What our processes have in common."""
+
+    _standard: type[BaseProcess]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._config["daemon"] = False  # type: ignore[attr-defined]
+
+    def start(self) -> None:
+        """Start, in a daemonic process as well: workers see their parent go, so none is left behind.
+
+        Other children of this process are not looked at, as `BaseProcess.start` does.
+        """
+        assert self._popen is None, "cannot start a process twice"  # type: ignore[has-type]
+        _end_before_joins()
+        popen: Any = self._Popen(self)  # type: ignore[attr-defined]
+        self._popen, self._sentinel = popen, popen.sentinel
+        del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
+        process._children.add(self)  # type: ignore[attr-defined]
+        assert self.pid is not None
+        _started[self.pid] = self
+
+    def __reduce__(self) -> Any:
+        return copyreg._reconstructor, (self._standard, object, None), self.__dict__  # type: ignore[attr-defined]
+
+
+class _ForkServerProcess(_Started, contexts.ForkServerProcess):
+    _standard = contexts.ForkServerProcess
+    _Popen = staticmethod(_ForkServerPopen)
+
+
+class _SpawnProcess(_Started, contexts.SpawnProcess):
+    _standard = contexts.SpawnProcess
+    _Popen = staticmethod(_SpawnPopen)
+
+
+class _ForkProcess(_Started, contexts.ForkProcess):
+    _Popen = staticmethod(_ForkPopen)
+
+    @staticmethod
+    def _after_fork() -> None:
+        free_all_locks()
+        BaseProcess._after_fork()  # type: ignore[attr-defined]
+
+
+class _ForkServerContext(contexts.ForkServerContext):
+    Process = _ForkServerProcess
+
+
+class _SpawnContext(contexts.SpawnContext):
+    Process = _SpawnProcess
+
+
+class _ForkContext(contexts.ForkContext):
+    Process = _ForkProcess
+
+
+_CONTEXTS: dict[str, BaseContext] = {
+    "forkserver": _ForkServerContext(),
+    "spawn": _SpawnContext(),
+    "fork": _ForkContext(),
+}
+_started: weakref.WeakValueDictionary[int, BaseProcess] = weakref.WeakValueDictionary()
+_exit_callbacks: list[Callable[[], object]] = []
+_ended_in = 0  # the process that `_end_before_joins` was done in
+
+
+def _end_before_joins() -> None:
+    """Have a process that `multiprocessing` started end its workers before it waits for its children to end.
+
+    It does that before `threading` calls what `at_exit` registers there, and would wait for idle workers for ever.
+    """
+    global _ended_in  # a forked child must do it again
+    if _ended_in != os.getpid():
+        _ended_in = os.getpid()
+        util.Finalize(None, _run_exit_callbacks, exitpriority=_EXIT_PRIORITY)
+
+
+def _run_exit_callbacks() -> None:
+    for callback in reversed(_exit_callbacks):
+        callback()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, let go of the parent's server and workers: these watch whether their parent lives."""
+    global _server  # there is one for each process
+    before, _server = _server, _Server()
+    before.let_go()
+    for started in list(_started.values()):
+        process._children.discard(started)  # type: ignore[attr-defined]
+        finalizer = started._popen.finalizer  # type: ignore[attr-defined]
+        if finalizer is not None and finalizer.still_active():
+            descriptors = finalizer._args
+            finalizer.cancel()
+            for descriptor in descriptors:
+                with suppress(OSError):
+                    os.close(descriptor)
+    _started.clear()
+
+
+in_child(_leave_to_parent)

@@ -1,0 +1,67 @@
+"""What a fork of this process does to locks and owners: the one place that has hooks for it.
+
+    os.fork ──> waits until no worker is being started
+                ├── parent: goes on
+                └── child: locks that another thread held are free, then every `in_child` callback runs
+
+The child has one thread, so a lock that another thread of the parent held would stay locked in it for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+# Bounds the wait of a fork for a start. What a start pickles is code of the caller, which may itself wait for the
+# thread that forks; a start takes some milliseconds, the first one 0.2 s.
+_WAIT_SECONDS = 2.0
+
+_Lock = TypeVar("_Lock", bound=Any)  # `threading.RLock` is no type
+
+
+def fork_safe(lock: _Lock) -> _Lock:
+    """Have a lock be free in forked children, unless the thread that forks holds it, and return it.
+
+    Args:
+        lock: of `threading.RLock`, which knows whose it is.
+    """
+    _locks.add(lock)
+    return lock
+
+
+def in_child(callback: Callable[[], object]) -> None:
+    """Have a function called in each forked child, after the locks of `fork_safe` are free."""
+    os.register_at_fork(after_in_child=callback)
+
+
+def free_all_locks() -> None:
+    """Free all locks of `fork_safe`, in a child that does not go on with what its parent was doing."""
+    for lock in list(_locks):
+        lock._at_fork_reinit()  # the standard library uses this name for the same purpose in all versions
+
+
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+no_forks = fork_safe(threading.RLock())  # whoever holds it has the forks of other threads wait
+_waited = threading.local()
+
+
+def _wait() -> None:
+    _waited.is_holding = no_forks.acquire(timeout=_WAIT_SECONDS)
+
+
+def _go_on() -> None:
+    if _waited.is_holding:
+        no_forks.release()
+
+
+def _go_on_in_child() -> None:
+    for lock in list(_locks):
+        if not lock._is_owned():
+            lock._at_fork_reinit()
+    _go_on()
+
+
+os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_go_on_in_child)
