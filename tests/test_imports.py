@@ -19,6 +19,7 @@ RANKS = {
     0: [
         "events",
         "forking",
+        "startstate",
         "columns",
         "machine",
         "inputs",

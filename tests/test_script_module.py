@@ -437,9 +437,7 @@ class TestTargets:
         )
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "forgepar", "run", "pay.py:flow", "-w", "2", "--summary"]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "bodies").read_text() == "x"
         assert (tmp_path / "charges").read_text() == "xxxx"

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part
 from forgepar.errors import WorkerStartFailed, WrongProcess
 from forgepar.forking import in_child, no_forks
 from forgepar.machine import available_cpus, n_memory_kills
+from forgepar.startstate import StartState
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
 from forgepar.values.segment import Segment
@@ -120,11 +122,12 @@ class ProcessBackend:
             )
         self._budget = budget
         self._owner = 0
+        self._caller = 0
         self._slots = [_Slot(number) for number in range(n_slots)]
         self._n_starting = 0
         self._overheard: list[Notice] = []
         self._n_memory_kills = 0
-        self._is_open = False
+        self._is_open = self._has_warned = False
 
     @property
     def is_foreign(self) -> bool:
@@ -139,6 +142,7 @@ class ProcessBackend:
         """
         if self.is_foreign:
             raise WrongProcess.here(self._owner)
+        self._caller = threading.get_native_id()
         if not self._is_open:
             self._prepare()
         for slot in self._slots:
@@ -363,7 +367,7 @@ class ProcessBackend:
         slot.outstanding.clear()
         self._open_pipes(slot)
         threads = max(1, available_cpus() // self.n_slots)
-        initargs = (threads, surroundings, self._prepare_worker)
+        initargs = (StartState.here(self._caller), threads, surroundings, self._prepare_worker)
         slot.executor = ProcessPoolExecutor(
             1, mp_context=context(self.start_method), initializer=begin, initargs=initargs
         )
@@ -414,6 +418,9 @@ class ProcessBackend:
         self._n_starting -= 1
         slot.process = process_of(hello.pid)
         self._selector.register(connection, selectors.EVENT_READ, slot)
+        if hello.refused and not self._has_warned:
+            self._has_warned = True
+            _warn_of(hello.refused)
         return Joined(slot.number, hello.pid)
 
     def _open_pipes(self, slot: _Slot) -> None:
@@ -578,6 +585,18 @@ def _send(number: signal.Signals, processes: list[Any]) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+
+def _warn_of(refused: Sequence[str]) -> None:
+    """Warn the caller of what a worker could not take over; where that would be an error, show it and go on."""
+    message = (
+        f"Workers could not take over from process {os.getpid()}: {'; '.join(refused)}. Tasks run with what the "
+        "workers have. Set this before the first worker starts, or use start_method='spawn'."
+    )
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:
+        warnings.showwarning(message, RuntimeWarning, __file__, 1)
 
 
 _live: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()

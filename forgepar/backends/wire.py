@@ -164,10 +164,17 @@ class Reply(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """A worker's first message."""
+    """A worker's first message.
+
+    Attributes:
+        slot: which one it fills.
+        pid: its process.
+        refused: what it could not take over from its caller, see `StartState.take_over`.
+    """
 
     slot: int
     pid: int
+    refused: tuple[str, ...] = ()
 
 
 Message: TypeAlias = Batch | Reply | Hello

@@ -34,6 +34,7 @@ from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, conne
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
 from forgepar.pickling import loads_own
+from forgepar.startstate import StartState
 from forgepar.values import namespaces
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encode, parts_of
@@ -59,6 +60,7 @@ STACK_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)  # where there is one
 _OWN_FILES = (__file__, renewing.__code__.co_filename)
 END_OF_STACK = " in serve\n"
 _inside = False
+_refused: tuple[str, ...] = ()  # what `begin` could not take over
 
 
 def inside_worker() -> bool:
@@ -112,7 +114,7 @@ def _serve(address: str, slot: int, place: Place) -> None:
     contexts.use(worker.context)
     parent = connect(address)
     try:
-        parent.send(pack(Hello(slot, os.getpid()), arena))
+        parent.send(pack(Hello(slot, os.getpid(), _refused), arena))
         while message := parent.receive_awake():
             for reply in worker.run(unpack(message, Batch, arena)):
                 parent.send(pack(reply, arena))
@@ -633,14 +635,17 @@ def _settle(threads: int, *, gives_way: bool) -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def begin(threads: int, surroundings: Surroundings, prepare: Callable[[], object] | None) -> None:
-    """Be the executor's initializer: watch the parent, then do what the workers' owner wants done first.
+def begin(start: StartState, threads: int, surroundings: Surroundings, prepare: Callable[[], object] | None) -> None:
+    """Be the executor's initializer: take over the caller's state, then do what the workers' owner wants done first.
 
     Args:
+        start: the state of the process that starts this one.
         threads: how many threads numerical libraries may use here; told before any of them is loaded.
         surroundings: what is around the caller.
         prepare: what to do.
     """
+    global _refused  # `serve` tells it to the parent
+    _refused = start.take_over()  # before there is a thread, which would keep its own affinity and niceness
     namespaces.become_worker()
     watch_parent()
     begin_as(surroundings, dict.fromkeys(_THREAD_VARIABLES, str(threads)))
