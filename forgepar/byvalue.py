@@ -20,12 +20,14 @@ import pickle
 import sys
 import threading
 import types
+import typing
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
 
 from forgepar.values import namespaces
-from forgepar.values.namespaces import ATOMS, CACHED, Home
+from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of
+from forgepar.values.namespaces import Home
 
 _ABOUT = ("__name__", "__package__", "__path__", "__file__")
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars"))
@@ -151,7 +153,8 @@ def pickler_from(cloudpickle: Any) -> Any:
             attributes = {
                 n: value for n, value in state[0].items() if n != "__slots__" and not isinstance(value, _SLOT_TYPES)
             }
-            if "__slots__" in vars(cls) and isinstance(arguments[3], dict):
+            # A named tuple's are made by its metaclass, which allows none in the body.
+            if "__slots__" in vars(cls) and isinstance(arguments[3], dict) and typing.NamedTuple not in arguments[2]:
                 slots = vars(cls)["__slots__"]
                 arguments = (*arguments[:3], {**arguments[3], "__slots__": slots}, *arguments[4:])
             keys = self._keys({n: value for n, value in attributes.items() if _is_data(n, value)})
@@ -220,9 +223,9 @@ def _key(value: Any, digest: Callable[[Any], bytes], depth: int = 0) -> Any:
     if kind is types.FunctionType:
         if _is_home(value.__module__, value.__qualname__, value):
             return None
-        cells = namespaces.cells_of(value) if depth < _DEEP else []
+        cells = cells_of(value) if depth < _DEEP else []
         return (id(value), id(value.__code__), tuple(_key(cell, digest, depth + 1) for cell in cells))
-    if isinstance(value, _CODE_TYPES) or kind is CACHED or value is namespaces.MISSING:
+    if isinstance(value, _CODE_TYPES) or kind is CACHED or value is MISSING:
         return None
     try:
         return digest(value)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pickle import READONLY_BUFFER, PickleBuffer
 from typing import Any
 
-from forgepar.values import namespaces
+from forgepar.values import worker_modules
 
 _CUT = {"READONLY_BUFFER": 1, "FRAME": 9}  # bytes that each takes
 
@@ -96,7 +96,7 @@ class Prepared:
     Args:
         fn: what to call.
         args: with what.
-        parts_of: returns what of the caller's modules is to be taken in before; see `values.namespaces.take_part`.
+        parts_of: returns what of the caller's modules is to be taken in before; see `values.worker_modules.take_part`.
     """
 
     def __init__(
@@ -111,6 +111,17 @@ class Prepared:
     def __call__(self) -> object:
         fn, args = self._call
         return fn(*args)
+
+    def for_fork(self) -> Callable[[], object]:
+        """Return the call for a forked process, which gets its arguments as they are.
+
+        The function is pickled all the same, so that it comes to life in the module that jobs of the worker will see.
+        """
+        fn, args = self._call
+        found = Found()
+        data = dumps_by_value(fn, found=found)
+        parts = self._parts_of(found) if self._parts_of is not None else []
+        return functools.partial(_call_forked, data, parts, args)
 
     def __reduce__(self) -> Any:
         from multiprocessing.reduction import ForkingPickler  # it knows how what belongs to processes is handed over
@@ -128,9 +139,15 @@ class Prepared:
 
 def _call_pickled(data: bytes, parts: list[bytes]) -> object:
     for part in parts:
-        namespaces.take_part(part)
+        worker_modules.take_part(part)
     fn, args = pickle.loads(data)
     return fn(*args)
+
+
+def _call_forked(data: bytes, parts: list[bytes], args: tuple[Any, ...]) -> object:
+    for part in parts:
+        worker_modules.take_part(part)
+    return pickle.loads(data)(*args)
 
 
 def loads_own(data: bytes | memoryview, buffers: Iterable[Any]) -> Any:

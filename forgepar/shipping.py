@@ -27,8 +27,8 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, Wire, dumps, encode, is_plain, is_segment, wire_bytes
 from forgepar.values.culprit import culprit
 from forgepar.values.modulestate import ModuleState, roots_of
-from forgepar.values.namespaces import NEW_RUN
 from forgepar.values.segment import LEAST_KEPT, Segment, names_of, size_of
+from forgepar.values.worker_modules import NEW_RUN
 
 KEPT_BYTES = 64 << 20  # of small values that a worker keeps for later tasks
 _FEW = 16  # references: below this, numpy's fixed cost of a few us a call is more than a loop's

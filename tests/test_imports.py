@@ -13,9 +13,9 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
-    -3: ["errors"],
-    -2: ["values.namespaces"],
-    -1: ["byvalue"],
+    -4: ["errors", "values.comparison"],
+    -3: ["values.namespaces"],
+    -2: ["values.worker_modules", "byvalue"],
     0: [
         "events",
         "forking",

@@ -179,11 +179,12 @@ class TestGlobals:
             Number = int
             def work():
                 copy = pickle.loads(pickle.dumps(Point(1)))
-                return type(copy) is Point, sys.modules[__name__].Point is Point, typing.get_type_hints(Point), __name__
+                hints = typing.get_type_hints(Point)
+                return type(copy) is Point, sys.modules[__name__].Point is Point, hints == {"x": Number}, __name__
             wf = fp.Workflow()
             handle = wf.add(work)
             result = wf.run(workers=1, start_method=sys.argv[1])[handle]
-            assert result[:2] == (True, True) and result[3] == "__main__", result
+            assert result == (True, True, True, "__main__"), result
             print("good")
             """,
             method,

@@ -41,6 +41,7 @@ from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part
 from forgepar.errors import WorkerStartFailed, WrongProcess
 from forgepar.forking import in_child, no_forks
 from forgepar.machine import available_cpus, n_memory_kills
+from forgepar.pickling import Prepared
 from forgepar.startstate import StartState
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
@@ -107,7 +108,7 @@ class ProcessBackend:
         n_slots: int,
         start_method: str | None = None,
         budget: int | None = None,
-        prepare: Callable[[], object] | None = None,
+        prepare: Prepared | None = None,
         *,
         gives_way: bool = True,
     ) -> None:
@@ -356,7 +357,7 @@ class ProcessBackend:
             self._start_alone(slot)
 
     def _start_alone(self, slot: _Slot) -> None:
-        surroundings = here()
+        surroundings = here(is_strict=False)  # jobs that need a folder which is gone fail by themselves
         self._board.reset(slot.number)
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
         slot.doomed = []
@@ -367,7 +368,10 @@ class ProcessBackend:
         slot.outstanding.clear()
         self._open_pipes(slot)
         threads = max(1, available_cpus() // self.n_slots)
-        initargs = (StartState.here(self._caller), threads, surroundings, self._prepare_worker)
+        prepare: Callable[[], object] | None = self._prepare_worker
+        if self._prepare_worker is not None and self.start_method == "fork":
+            prepare = self._prepare_worker.for_fork()
+        initargs = (StartState.here(self._caller), threads, surroundings, prepare)
         slot.executor = ProcessPoolExecutor(
             1, mp_context=context(self.start_method), initializer=begin, initargs=initargs
         )

@@ -35,7 +35,7 @@ from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
 from forgepar.pickling import loads_own
 from forgepar.startstate import StartState
-from forgepar.values import namespaces
+from forgepar.values import namespaces, worker_modules
 from forgepar.values.arena import Arena, Place
 from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encode, parts_of
 from forgepar.values.fresh import is_frozen, renewing
@@ -375,10 +375,10 @@ class Worker:
     def _take_part(self, number: int, pickled: bytes) -> Callable[..., Any]:
         """Take in a part of the caller's modules; where that fails, callables fail in its place."""
         try:
-            if number == namespaces.NEW_RUN:
-                namespaces.begin_run()
+            if number == worker_modules.NEW_RUN:
+                worker_modules.begin_run()
             else:
-                namespaces.take_part(pickled)
+                worker_modules.take_part(pickled)
         except BaseException as error:
             self._misfit = self._misfit or error
         return _nothing

@@ -4,8 +4,8 @@
 
 A function of a module that workers can import travels by its name. What the worker has under that name may differ from
 what the caller has: the module was reloaded, its file was edited, a global was assigned. So each name that a task can
-reach goes along as a `Part`: a function or class by value, data by content. `namespaces.take_part` compares, and takes
-the caller's where there is a difference.
+reach goes along as a `Part`: a function or class by value, data by content. `worker_modules.take_part` compares, and
+takes the caller's where there is a difference.
 
 Names are found in the bytecode, as fingerprints find them: globals, attributes of modules, imports within functions. A
 module used in ways that cannot be followed (``getattr(module, name)``, ``eval``) goes along with all its names. Modules
@@ -28,7 +28,8 @@ from forgepar.bytecode import Reference, references_of
 from forgepar.libraries import is_users, source_of
 from forgepar.pickling import Found, dumps_part
 from forgepar.values import namespaces
-from forgepar.values.namespaces import ATOMS, CACHED, MISSING, NEW_RUN
+from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, same
+from forgepar.values.worker_modules import NEW_RUN, large_digest, source_digest, type_name
 
 _FIRST = NEW_RUN - 1
 _LARGEST = 16 << 20  # bytes of a value that goes along; of a larger one its digest does
@@ -45,7 +46,7 @@ class Part:
     Attributes:
         number: below `NEW_RUN`; another one whenever the value has changed.
         key: module and name.
-        pickled: for `namespaces.take_part`; empty where nothing need be sent.
+        pickled: for `worker_modules.take_part`; empty where nothing need be sent.
         uses: other names that it refers to.
     """
 
@@ -69,7 +70,7 @@ class Part:
         if name == _WHOLE:
             return loaded is self._value and self.uses == _uses_of_whole(loaded)
         value = vars(loaded).get(name, MISSING)
-        if value is not self._value and not (type(value) in ATOMS and namespaces.same(value, self._value)):
+        if value is not self._value and not (type(value) in ATOMS and same(value, self._value)):
             return False
         if self._code is not None and not all(map(_is, self._code, _code_mark(value) or ())):
             return False
@@ -114,7 +115,7 @@ class ModuleState:
 
 
 def pickled_parts(found: Found) -> list[bytes]:
-    """Return the parts of what a pickler found, for `namespaces.take_part`."""
+    """Return the parts of what a pickler found, for `worker_modules.take_part`."""
     return [part.pickled for part in ModuleState().parts_for(roots_of(found))]
 
 
@@ -141,13 +142,13 @@ def _content_mark(value: Any) -> object:
     if type(value) in ATOMS or isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
         return None
     if type(value) is types.FunctionType:
-        inner = (namespaces.cells_of(value), value.__defaults__, value.__kwdefaults__, value.__dict__)
+        inner = (cells_of(value), value.__defaults__, value.__kwdefaults__, value.__dict__)
         return _content_mark(inner) if any(inner) else None
     if isinstance(value, type):
         content = {name: part for name, part in vars(value).items() if type(part) in (dict, list, set, bytearray)}
         return _content_mark(content) if content else None
     try:
-        return namespaces.large_digest(value)
+        return large_digest(value)
     except Exception:
         return object()  # equal to no other: to be looked at each time
 
@@ -263,15 +264,15 @@ def _make(number: int, key: Key) -> Part:
     try:
         pickled = dumps_part(value, vars(loaded), found)
     except Exception:
-        return Part(number, key, value, _pickled("opaque", loaded, name, namespaces.type_name(value)), ())
+        return Part(number, key, value, _pickled("opaque", loaded, name, type_name(value)), ())
     uses = tuple(use for use in dict.fromkeys(_roots(found)) if use != key)
     if len(pickled) > _LARGEST:
         try:
-            content = _pickled("large", loaded, name, namespaces.large_digest(value))
+            content = _pickled("large", loaded, name, large_digest(value))
         except Exception:
-            content = _pickled("opaque", loaded, name, namespaces.type_name(value))
+            content = _pickled("opaque", loaded, name, type_name(value))
         return Part(number, key, value, content, uses)
-    digest = namespaces.source_digest(pickled)
+    digest = source_digest(pickled)
     return Part(number, key, value, _pickled("value", loaded, name, (digest, pickled)), uses)
 
 
@@ -304,7 +305,7 @@ def _of_source(number: int, module: str) -> Part:
         source = path.read_bytes()
     except OSError:
         return Part(number, key, None, b"", ())
-    sent: Any = ("source", namespaces.token(), module, _WHOLE, {}, namespaces.source_digest(source))
+    sent: Any = ("source", namespaces.token(), module, _WHOLE, {}, source_digest(source))
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     uses: list[Key] = []
     try:

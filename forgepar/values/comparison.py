@@ -1,0 +1,117 @@
+"""Whether two values are the same by content: what a worker has under a name, and what the caller has.
+
+Functions are compared by their code, so that those of two processes can be the same; classes and modules by identity.
+A wrong "no" costs little, as the caller's value is taken then; a wrong "yes" would leave a worker with another value.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import types
+from typing import Any
+
+MISSING = object()  # in place of a value that is not there
+ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
+CACHED = type(functools.lru_cache(lambda: None))
+FRESH = "__forgepar_fresh__"  # an attribute of functions that are still to be filled
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are the same by type and content, functions by code, defaults and closure."""
+    try:
+        return _same(one, other, set())
+    except RecursionError:
+        return False
+
+
+def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+    kind = type(one)
+    if one is other:
+        return True
+    if kind is not type(other):
+        return False
+    if kind in ATOMS:
+        return bool(one == other) if kind not in (float, complex) else repr(one) == repr(other)
+    pair = (id(one), id(other))
+    if pair in seen:
+        return True
+    seen.add(pair)
+    if kind in (list, tuple):
+        return len(one) == len(other) and all(_same(a, b, seen) for a, b in zip(one, other, strict=True))
+    if kind is dict:
+        return _same(list(one), list(other), seen) and all(_same(one[key], other[key], seen) for key in one)
+    if kind in (set, frozenset):
+        return bool(one == other) and sorted(map(_typed, one)) == sorted(map(_typed, other))
+    return _same_object(one, other, seen)
+
+
+def _typed(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}" if type(value) in ATOMS else type(value).__name__
+
+
+def _same_object(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+    if isinstance(one, types.FunctionType):
+        return (
+            one.__code__ == other.__code__
+            and one.__qualname__ == other.__qualname__
+            and _same(one.__defaults__, other.__defaults__, seen)
+            and _same(one.__kwdefaults__, other.__kwdefaults__, seen)
+            and _same(cells_of(one), cells_of(other), seen)
+            and _same(_without_wrapped(one), _without_wrapped(other), seen)
+        )
+    if isinstance(one, (classmethod, staticmethod)):
+        return _same(one.__func__, other.__func__, seen)
+    if isinstance(one, property):
+        return all(_same(getattr(one, part), getattr(other, part), seen) for part in ("fget", "fset", "fdel"))
+    if type(one) is CACHED:
+        return bool(one.cache_parameters() == other.cache_parameters()) and _same(
+            one.__wrapped__, other.__wrapped__, seen
+        )
+    if isinstance(one, functools.partial):
+        return all(_same(getattr(one, part), getattr(other, part), seen) for part in ("func", "args", "keywords"))
+    if isinstance(one, (type, types.ModuleType)):
+        return False
+    if hasattr(type(one), "__forgepar_named__"):  # a function with options
+        return _same(one.fn, other.fn, seen) and bool(one.task_options == other.task_options)
+    if is_plain_instance(one):
+        return _same(vars(one), vars(other), seen)
+    try:
+        return pickle.dumps(one, protocol=5) == pickle.dumps(other, protocol=5)
+    except Exception:
+        return False
+
+
+def is_plain_instance(value: Any) -> bool:
+    """Tell whether an object is no more than what its `__dict__` holds."""
+    kind: Any = type(value)
+    return bool(
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None)
+        and not hasattr(kind, "__setstate__")
+        and not hasattr(kind, "__getnewargs_ex__")
+        and not hasattr(kind, "__getnewargs__")
+        and hasattr(value, "__dict__")
+        and all(not base.__dict__.get("__slots__") for base in kind.__mro__)
+        and kind.__basicsize__ <= _PLAIN.__basicsize__
+    )
+
+
+class _PLAIN:
+    """An instance of it has a `__dict__` and can be referred to weakly, and nothing else."""
+
+
+def cells_of(fn: types.FunctionType) -> list[Any]:
+    """Return what a function closes over, `MISSING` for an empty cell."""
+    found_values = []
+    for cell in fn.__closure__ or ():
+        try:
+            found_values.append(cell.cell_contents)
+        except ValueError:
+            found_values.append(MISSING)
+    return found_values
+
+
+def _without_wrapped(fn: types.FunctionType) -> dict[str, Any]:
+    return {name: value for name, value in vars(fn).items() if name not in ("__wrapped__", FRESH)}

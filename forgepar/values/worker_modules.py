@@ -1,0 +1,230 @@
+"""The caller's parts of modules that workers can import, as a worker takes them in; modulestate.py makes them.
+
+    take_part ──> module is here?  yes: compare, and take the caller's where it differs
+                                   no:  wait for its import, and do so then
+
+A module that the caller has not imported, but a task will, is imported only from the source that the caller saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+import sys
+import types
+import warnings
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+from forgepar.errors import CodeMismatch
+from forgepar.values import namespaces
+from forgepar.values.comparison import CACHED, MISSING, same
+from forgepar.values.namespaces import Home, changed, put, space_of, token
+
+NEW_RUN = -1  # the number of the part that has a worker forget what it was sent for earlier runs
+
+
+def take_part(data: bytes) -> None:
+    """Make a name of a module in this worker what it is in the caller: now, or once something imports the module.
+
+    Raises:
+        CodeMismatch: it cannot be made so.
+        Exception: whatever unpickling the value raises.
+    """
+    part = pickle.loads(data)
+    kind, origin, module, _, _, content = part
+    if origin == token():
+        return
+    if kind == "source":
+        _expect_source(module, content)
+    elif module in sys.modules:
+        _apply(part)
+    else:
+        _watch_imports()
+        _pending.setdefault(module, []).append(part)
+
+
+def _apply(part: tuple[Any, ...]) -> None:
+    kind, origin, module, name, about, content = part
+    space = space_of(Home(origin, module, name, about, True, True))
+    names, mine = space.names, space.names.get(name, MISSING)
+    if kind == "value":
+        key, pickled = content
+        if name in names and space.received.get(name, MISSING) == key:
+            return
+        value = pickle.loads(pickled)
+        if mine is not value and not same(mine, value):
+            if not _patched(mine, value):
+                put(names, name, value)
+            changed()
+        space.received[name] = key
+        if type(value) is CACHED:
+            namespaces.note_cache(value)
+    elif kind == "module":
+        if getattr(mine, "__name__", None) != content or not isinstance(mine, types.ModuleType):
+            names[name] = importlib.import_module(content)
+    elif kind == "large":
+        if mine is MISSING or large_digest(mine) != content:
+            raise CodeMismatch(
+                f"{name!r} of module {module!r} is another value in this worker than in the caller, and too large to "
+                "be sent with the code. Give it to the task as an argument.",
+                module=module,
+                name=name,
+            )
+    elif kind == "opaque" and type_name(mine) != content:
+        here = "not defined" if mine is MISSING else f"a {type_name(mine)}"
+        warnings.warn(
+            f"{name!r} of module {module!r} is a {content} in the caller, which cannot be pickled, and {here} in this "
+            "worker. Make it inside the task, or where the module is imported.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _patched(mine: Any, value: Any) -> bool:
+    """Give a function of this process the code of the caller's, if it is that; others may refer to it."""
+    if hasattr(type(mine), "__forgepar_named__") and type(mine) is type(value):
+        return bool(mine.task_options == value.task_options) and _patched(mine.fn, value.fn)
+    if (
+        type(mine) is not types.FunctionType
+        or type(value) is not types.FunctionType
+        or mine.__globals__ is not value.__globals__
+        or mine.__qualname__ != value.__qualname__
+        or len(mine.__closure__ or ()) != len(value.__closure__ or ())
+    ):
+        return False
+    mine.__code__ = value.__code__
+    mine.__defaults__, mine.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
+    mine.__dict__.clear()
+    mine.__dict__.update(value.__dict__)
+    mine.__doc__, mine.__annotations__ = value.__doc__, value.__annotations__
+    for cell, sent in zip(mine.__closure__ or (), value.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it is empty
+            cell.cell_contents = sent.cell_contents
+    return True
+
+
+def large_digest(value: Any) -> bytes:
+    """Return a digest of a value's pickle; buffers are read where they are."""
+    from hashlib import blake2b
+
+    digest = blake2b(digest_size=16)
+    buffers: list[pickle.PickleBuffer] = []
+    digest.update(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
+    for buffer in buffers:
+        digest.update(buffer.raw())
+    return digest.digest()
+
+
+def type_name(value: Any) -> str:
+    """Return the qualified name of a value's class."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+# Modules that this worker imports later
+
+_pending: dict[str, list[tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
+_expected_sources: dict[str, bytes] = {}  # of modules that the caller has not imported
+_loaded_sources: dict[str, bytes] = {}
+
+
+def _expect_source(module: str, digest: bytes) -> None:
+    """Have a module imported only from source of this digest; one that is here from other source is forgotten."""
+    _watch_imports()
+    _expected_sources[module] = digest
+    if module in sys.modules and _loaded_sources.get(module) != digest:
+        for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+            parent, _, last = name.rpartition(".")
+            vars(sys.modules.get(parent, types.SimpleNamespace())).pop(last, None)
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+
+def _watch_imports() -> None:
+    """Look at what is imported from now on. This process is forgepar's own."""
+    if not any(type(finder) is _Finder for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds the modules that the caller's parts, or an expected source, are for."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in _pending and name not in _expected_sources:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # all that an import asks of one
+                return spec
+        if name in _pending:  # its file is gone since the caller imported it; what the caller has of it is here
+            about = _pending[name][0][4]
+            return ModuleSpec(name, _Loader(None), is_package="__path__" in about)  # type: ignore[arg-type]
+        return None
+
+
+class _Loader:
+    """Loads a module by its own loader, and makes it what the caller has.
+
+    Args:
+        loader: the module's own.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: Any) -> Any:
+        return self._loader.create_module(spec) if self._loader is not None else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        name = module.__name__
+        if name in _expected_sources:
+            self._exec_source(module)
+        elif self._loader is not None:
+            module.__loader__ = self._loader
+            if module.__spec__ is not None:
+                module.__spec__.loader = self._loader
+            try:
+                self._loader.exec_module(module)
+            except CodeMismatch:
+                raise
+            except Exception:
+                if name not in _pending:
+                    raise  # else it was broken since the caller imported it
+        if name in _pending:
+            for attribute, value in _pending[name][0][4].items():
+                vars(module).setdefault(attribute, value)
+        for part in _pending.pop(name, ()):
+            _apply(part)
+
+    def _exec_source(self, module: types.ModuleType) -> None:
+        name, path = module.__name__, getattr(self._loader, "path", None)
+        if path is None or not str(path).endswith(".py"):
+            self._loader.exec_module(module)
+            return
+        source = self._loader.get_data(path)
+        _loaded_sources[name] = source_digest(source)
+        if _expected_sources[name] != _loaded_sources[name]:
+            raise CodeMismatch(
+                f"the source of module {name!r} was edited after the run began. Run the workflow again.", module=name
+            )
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102  (as an import does)
+
+
+def source_digest(source: bytes) -> bytes:
+    """Return the digest of a module's source."""
+    from hashlib import blake2b
+
+    return blake2b(source, digest_size=16).digest()
+
+
+def begin_run() -> None:
+    """Forget what the caller was known to have: what it sends next is compared with what is here."""
+    namespaces.begin_run()
+    _pending.clear()
+    _expected_sources.clear()
