@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from forgepar.arguments import Layout
 from forgepar.backends.surroundings import Moment
 from forgepar.forking import fork_safe
+from forgepar.pickling import loads_own
 from forgepar.poolerrors import PoolUnreadable
 from forgepar.tasks import Options, base_name
 from forgepar.values.arena import Arena
@@ -88,7 +89,7 @@ class JobFuture(Future[Any]):
     As an argument of another job of the same executor it stands for its value.
 
     Attributes:
-        copies: whether large arrays in the value are copies, which can be written, instead of views of shared memory.
+        copies: whether arrays in the value are copies, which can be written, instead of views of shared memory.
     """
 
     def __init__(self, owner: Owner, number: int) -> None:
@@ -183,8 +184,9 @@ class JobFuture(Future[Any]):
             if self._parts:
                 parts, self._parts = self._parts, ()
                 try:
-                    buffers = map(bytearray, parts[1:]) if self.copies else parts[1:]
-                    self._value = pickle.loads(parts[0], buffers=buffers)
+                    stream, *buffers = parts
+                    own = self.copies
+                    self._value = loads_own(stream, buffers) if own else pickle.loads(stream, buffers=buffers)
                 except BaseException as error:  # SystemExit, too: it is data that raises it
                     self._unreadable = PoolUnreadable(
                         f"the job's result cannot be unpickled here ({type(error).__name__}: {error}). "

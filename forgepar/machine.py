@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 _GROUPS = "/sys/fs/cgroup"
@@ -41,9 +41,11 @@ def n_memory_kills() -> int:
     return 0
 
 
-def set_variables(variables: Mapping[str, str]) -> None:
-    """Set environment variables of this process."""
+def set_variables(variables: Mapping[str, str], then: Callable[[], object] | None = None) -> None:
+    """Set environment variables of this process, and call something that may need them."""
     os.environ.update(variables)
+    if then is not None:
+        then()
 
 
 def as_bytes(size: int | str) -> int:

@@ -10,7 +10,7 @@ import io
 import pickle
 import types
 from collections import ChainMap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pickle import READONLY_BUFFER, PickleBuffer
 from typing import Any
 
@@ -20,7 +20,10 @@ _CUT = {"READONLY_BUFFER": 1, "FRAME": 9}  # bytes that each takes
 
 
 def dumps_by_value(
-    value: Any, keep_out: Callable[[PickleBuffer], object] | None = None, found: Found | None = None
+    value: Any,
+    keep_out: Callable[[PickleBuffer], object] | None = None,
+    found: Found | None = None,
+    pickler: Any = None,
 ) -> bytes:
     """Pickle a value with all functions and classes in it that could not be imported elsewhere.
 
@@ -28,14 +31,15 @@ def dumps_by_value(
         value: any picklable object.
         keep_out: gets the buffers that are to travel beside the pickle; None: they are in it.
         found: takes in what was come across.
+        pickler: a class that `pickler_with` made; None: one that pickles by value, and nothing else.
 
     Raises:
         Exception: whatever the value's own pickling raises.
     """
     with io.BytesIO() as file:
-        pickler = _pickler()(file, protocol=5, buffer_callback=keep_out)
-        pickler.found = found
-        pickler.dump(value)
+        made = (pickler or _pickler())(file, protocol=5, buffer_callback=keep_out)
+        made.found = found
+        made.dump(value)
         return file.getvalue()
 
 
@@ -86,6 +90,12 @@ class _Limited(io.BytesIO):
         if self.tell() + memoryview(data).nbytes > self._most:
             raise ValueError(f"the pickle has more than {self._most} bytes")
         return super().write(data)
+
+
+def pickler_with(reducers: Mapping[type, Callable[[Any], Any]]) -> Any:
+    """Return a class that pickles by value, and instances of some types as these functions take them apart."""
+    table = ChainMap(dict(reducers), _pickler().dispatch_table)
+    return type("_PicklerWith", (_pickler(),), {"dispatch_table": table})
 
 
 class Prepared:

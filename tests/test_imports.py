@@ -27,6 +27,7 @@ RANKS = {
         "version",
         "values.segment",
         "values.meter",
+        "backends.joblibname",
     ],
     1: [
         "values.culprit",

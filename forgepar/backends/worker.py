@@ -28,6 +28,7 @@ from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
 from forgepar.backends.exceptions import dumps as dumps_exception
+from forgepar.backends.joblibname import know_the_name
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
 from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
@@ -627,6 +628,7 @@ def _settle(threads: int, *, gives_way: bool) -> None:
     """Make this process a worker."""
     _limit_threads(threads)
     be_inside()
+    know_the_name()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # under fork it may be the parent's own handler
     if gives_way and hasattr(os, "SCHED_BATCH"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import mmap
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -82,10 +83,21 @@ def _is_frozen_of_numpy(value: Any) -> bool:
     return value is not None and memoryview(value).readonly
 
 
+def _is_in_a_file(value: Any) -> bool:
+    """Tell whether a value is an array in a file that is mapped, as a `numpy.memmap` is: it stands for the file."""
+    np = sys.modules.get("numpy")
+    if np is None:
+        return False
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return type(value) is mmap.mmap
+
+
 class Original:
     """A value as it was given, to be copied as often as it is needed.
 
-    Classes, functions and modules are the same objects in all copies; so is memory that cannot be written.
+    Classes, functions and modules are the same objects in all copies; so is memory that cannot be written, and memory
+    of a mapped file.
 
     Args:
         value: any value that came pickled.
@@ -146,7 +158,7 @@ def _copying() -> Any:
 
         def persistent_id(self, value: Any) -> int | None:
             number = self._numbers.get(id(value))
-            if number is None and isinstance(value, _BY_REFERENCE):
+            if number is None and (isinstance(value, _BY_REFERENCE) or _is_in_a_file(value)):
                 number = self._numbers[id(value)] = len(self._kept)
                 self._kept.append(value)
             return number
@@ -228,12 +240,12 @@ def _changeable(value: Any) -> set[int]:
         if kind in _FROZEN or isinstance(value, _BY_REFERENCE) or id(value) in found:
             continue
         if kind is not tuple and kind is not frozenset:
-            if is_frozen(value):
+            if is_frozen(value) or _is_in_a_file(value):
                 continue
             found.add(id(value))
-        if kind.__module__ == "numpy":
-            waiting += [value.base] if getattr(value, "base", None) is not None else []
-            waiting += value.ravel().tolist() if kind.__name__ == "ndarray" and value.dtype.hasobject else []
+        if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+            waiting += [value.base] if value.base is not None else []
+            waiting += value.ravel().tolist() if value.dtype.hasobject else []
         elif not (kind in (list, tuple) and _FROZEN.issuperset(map(type, value))):
             waiting += gc.get_referents(value)
     return found

@@ -24,6 +24,7 @@ import importlib
 import os
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -339,13 +340,20 @@ def _check_shape(cls: type, home: Home, arguments: tuple[Any, ...]) -> None:
         slots = options.get("__slots__", MISSING)
         mine = vars(cls).get("__slots__", MISSING)
         names = [getattr(base, "__qualname__", str(base)) for base in vars(cls).get("__orig_bases__", cls.__bases__)]
-        if not same(mine, slots) or names != [getattr(base, "__qualname__", str(base)) for base in bases]:
+        has_own_slots = typing.NamedTuple not in bases  # else its metaclass makes them
+        if (has_own_slots and not same(mine, slots)) or names != [
+            getattr(base, "__qualname__", str(base)) for base in bases
+        ]:
             raise CodeMismatch(
                 f"class {home.name!r} of module {home.module!r} has other bases or slots in this worker than in the "
                 "caller, so its source was edited after the caller imported it. Import it anew in the caller.",
                 module=home.module,
                 name=home.name,
             )
+
+
+def _base_name(base: Any) -> str:
+    return getattr(base, "__qualname__", None) or str(base)
 
 
 def fill_class(
