@@ -371,6 +371,27 @@ def server_pid():
     return wf.run(workers=1, start_method="forkserver")[handle]
 
 
+@pytest.mark.parametrize("method", START_METHODS)
+def test_modules_come_from_where_the_caller_has_them_and_not_from_the_working_directory(tmp_path, monkeypatch, method):
+    folder = tmp_path / "cwd"
+    (folder / "forgepar").mkdir(parents=True)
+    (folder / "forgepar" / "__init__.py").write_text("raise RuntimeError('another forgepar')")
+    (folder / "queue.py").write_text("raise RuntimeError('not the queue of the standard library')")
+    monkeypatch.chdir(folder)
+    done = run_script(
+        tmp_path,
+        """
+        import sys
+        import forgepar as fp
+        wf = fp.Workflow()
+        handle = wf.add(lambda: sys.modules["forgepar.backends.worker"].__file__)
+        print(wf.run(workers=1, start_method=sys.argv[1])[handle] == fp.__file__.replace("__init__", "backends/worker"))
+        """,
+        method,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 def test_instances_of_a_main_class_as_initargs_reach_the_initializer(tmp_path):
     done = run_script(
         tmp_path,

@@ -9,6 +9,8 @@ replaced, so that the caller sees nothing of a start:
 
 - What a worker is told names no main module, so a script without a guard runs once, and `sys.modules["__main__"]` stays
   as it is. Callables travel by value.
+- An interpreter that is started looks for modules where the caller's does, from its first import on. By default it
+  would look in the working directory first, and load a `queue.py` or another forgepar from there.
 - The default start method, which `multiprocessing` settles when it first tells it to a child, stays unsettled.
 - The fork server is ours. That of `multiprocessing`, and what the caller has it preload, is left alone. A forked child
   of the caller gets its own, as a server's exit can be waited for by its parent only.
@@ -108,6 +110,15 @@ def _with(function: Any, **names: Any) -> Any:
     return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__)
 
 
+def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
+    """Start an interpreter on the code behind its flag -c, with the folders that this one imports from."""
+    at = args.index("-c") + 1
+    folders = [folder or process.ORIGINAL_DIR or folder for folder in sys.path if isinstance(folder, str)]  # type: ignore[attr-defined]
+    args = [*args[:at], f"import sys; sys.path[:] = {folders!r}; {args[at]}", *args[at + 1 :]]
+    return util.spawnv_passfds(path, args, descriptors)  # type: ignore[arg-type]
+
+
+_util = _Instead(util, spawnv_passfds=_spawnv)
 _spawn = _Instead(
     spawn,
     get_preparation_data=_with(
@@ -116,7 +127,7 @@ _spawn = _Instead(
         get_start_method=partial(multiprocessing.get_start_method, allow_none=True),
     ),
 )
-_ensure_running = _with(forkserver.ForkServer.ensure_running, spawn=_spawn)
+_ensure_running = _with(forkserver.ForkServer.ensure_running, spawn=_spawn, util=_util)
 
 
 class _Server(forkserver.ForkServer):
@@ -161,7 +172,7 @@ class _ForkServerPopen(popen_forkserver.Popen):
 
 
 class _SpawnPopen(popen_spawn_posix.Popen):
-    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn)  # type: ignore[attr-defined]
+    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn, util=_util)  # type: ignore[attr-defined]
 
 
 class _ForkPopen(popen_fork.Popen):
