@@ -23,6 +23,7 @@ from forgepar.executor import WorkflowExecutor
 from forgepar.forking import fork_safe
 from forgepar.handles import TaskHandle
 from forgepar.machine import available_cpus
+from forgepar.pickling import Found
 from forgepar.result import RunResult
 from forgepar.workflow import Workflow
 
@@ -127,6 +128,7 @@ class _Declared:
         handles: their handles, by key; the same one for an alias.
         data: values that the graph has, by key.
         keys: of the tasks, by their number.
+        found: the functions and classes in nodes.
     """
 
     def __init__(self, nodes: Mapping[Hashable, Any]) -> None:
@@ -137,6 +139,7 @@ class _Declared:
         self.handles: dict[Hashable, TaskHandle] = {}
         self.data: dict[Hashable, Any] = {}
         self.keys: list[Hashable] = []
+        self.found = self.workflow.refers_to = Found()
         self._kept: dict[Hashable, Kept] = {}
         self._steps: dict[str, Step] = {}
         for key in _in_order(nodes):
@@ -160,7 +163,7 @@ class _Declared:
         names = [name for name in needed if name not in known]
         step = self._steps.setdefault(kind, Step(kind))
         try:
-            node = packed(Node(node, names, known))
+            node = packed(Node(node, names, known), self.found)
         except Exception as error:
             error.add_note(f"the node {key!r} of the Dask graph cannot be pickled, so it cannot go to a worker.")
             raise

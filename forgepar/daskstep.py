@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import pickle
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from forgepar.errors import text_of
-from forgepar.pickling import dumps_by_value, loads_own
+from forgepar.pickling import Found, dumps_by_value, loads_own
+from forgepar.values.namespaces import travels_by_value
 
 IN_MESSAGE = (
     32 * 1024
@@ -70,18 +73,41 @@ def _copied(values: Any) -> Any:
     return loads_own(data, buffers)
 
 
-def packed(node: Node) -> bytes | Kept:
+class _ByName(pickle.Pickler):
+    """Pickles functions and classes by their names, and notes which."""
+
+    def __init__(self, file: io.BytesIO, keep_out: Callable[[pickle.PickleBuffer], object]) -> None:
+        super().__init__(file, protocol=5, buffer_callback=keep_out)
+        self.named: list[Any] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, (types.FunctionType, type)):
+            self.named.append(value)
+        return NotImplemented
+
+
+def packed(node: Node, found: Found) -> bytes | Kept:
     """Return a node as it travels.
+
+    Args:
+        node: the node.
+        found: takes in the functions and classes in it.
 
     Raises:
         Exception: whatever its pickling raises.
     """
     buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = pickle.dumps(tuple(node), protocol=5, buffer_callback=buffers.append)
-    except Exception:
-        data = b"__main__"
-    if b"__main__" in data:  # a function or class of the script: plain pickle, ten times as fast, would only name it
+    with io.BytesIO() as file:
+        pickler = _ByName(file, buffers.append)
+        try:
+            pickler.dump(tuple(node))
+            by_value = any(travels_by_value(str(value.__module__)) for value in pickler.named)
+        except Exception:
+            by_value = True
+        data = file.getvalue()
+    if by_value or b"__main__" in data:  # plain pickle, ten times as fast, would only name what is the script's
         buffers.clear()
-        data = dumps_by_value(tuple(node), buffers.append)
+        data = dumps_by_value(tuple(node), buffers.append, found)
+    else:
+        found.add_named(pickler.named)
     return Kept(tuple(node)) if buffers or len(data) > IN_MESSAGE else data

@@ -38,7 +38,7 @@ from forgepar.backends.worker import inside_worker
 from forgepar.forking import fork_safe
 from forgepar.jobs import JobFuture
 from forgepar.machine import available_cpus, set_variables
-from forgepar.pickling import Prepared, dumps_by_value, pickler_with
+from forgepar.pickling import Found, Prepared, dumps_by_value, pickler_with
 from forgepar.pool import ForgeExecutor
 from forgepar.poolerrors import PoolBroken
 from forgepar.sharing import Sharing
@@ -134,8 +134,9 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Have a worker call a batch of calls."""
         assert self._sharing is not None, "configure comes first"
         buffers: list[pickle.PickleBuffer] = []
-        data = dumps_by_value(func, buffers.append, _pickler())
-        future = self._sharing.submit(_run, data, self._limit, buffers)
+        found = Found()
+        data = dumps_by_value(func, buffers.append, found, _pickler())
+        future = self._sharing.submit_pickled(found, _run, data, self._limit, buffers)
         future.copies = True
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)

@@ -210,6 +210,14 @@ class Found:
         self.functions: list[types.FunctionType] = []
         self.named: list[Any] = []
         self.keys: dict[tuple[str, str], Any] = {}
+        self._seen: set[int] = set()
+
+    def add_named(self, values: Iterable[Any]) -> None:
+        """Note functions and classes that travelled by name, each once."""
+        for value in values:
+            if id(value) not in self._seen:
+                self._seen.add(id(value))
+                self.named.append(value)
 
 
 @functools.cache

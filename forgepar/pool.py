@@ -18,7 +18,7 @@ from forgepar.feeder import Feeder, is_over
 from forgepar.forking import fork_safe
 from forgepar.jobs import Called, JobFuture
 from forgepar.machine import as_bytes, available_cpus
-from forgepar.pickling import Prepared
+from forgepar.pickling import Found, Prepared
 from forgepar.recipes import Recipes
 from forgepar.sharing import Sharing
 from forgepar.tasks import Task, is_prepared, unfold
@@ -123,6 +123,7 @@ class ForgeExecutor(Executor):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         where: Callable[[memoryview], Part | None] | None = None,
+        found: Found | None = None,
     ) -> JobFuture:
         recipes = self._started()
         future = JobFuture(self._feeder, self._feeder.new_number())
@@ -130,7 +131,7 @@ class ForgeExecutor(Executor):
             if is_prepared(fn.fn if isinstance(fn, Task) else fn):
                 fn, kwargs = unfold(fn, len(args), kwargs)
             called, surroundings = fn.taken(recipes) if isinstance(fn, _Once) else (recipes.called(fn), recipes.look())
-            job = future.job = recipes.job(future, called, surroundings, args, kwargs, where)
+            job = future.job = recipes.job(future, called, surroundings, args, kwargs, where, found)
         except (WorkflowError, WorkingFolderGone):
             raise
         except Exception as error:

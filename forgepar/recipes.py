@@ -61,6 +61,7 @@ class Recipes:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         where: Callable[[memoryview], Part | None] | None = None,
+        found: Found | None = None,
     ) -> Job:
         """Make a job.
 
@@ -71,6 +72,7 @@ class Recipes:
             args: positional arguments.
             kwargs: the others.
             where: tells of large buffers where they lie, if they were written before.
+            found: functions and classes that arguments hold in a pickled form.
 
         Raises:
             Exception: whatever pickling an argument raises, with a note that names it.
@@ -78,7 +80,7 @@ class Recipes:
         if not kwargs and FIXED.issuperset(map(type, args)):  # half of all that a submission costs is saved
             recipe = self._recipe(called, surroundings, (CONSTANT,) * len(args), ())
             return Job(future, recipe, args, (), ())
-        loading = _Loading(self, where)
+        loading = _Loading(self, where, found)
         kinds = [loading.place(value, position) for position, value in enumerate(args)]
         kinds += [loading.place(value, name) for name, value in kwargs.items()]
         recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs), loading.found)
@@ -185,13 +187,15 @@ def _numbers(parts: Sequence[ModulePart]) -> tuple[int, ...]:
 class _Loading:
     """Sorts the arguments of one job."""
 
-    def __init__(self, recipes: Recipes, where: Callable[[memoryview], Part | None] | None) -> None:
+    def __init__(
+        self, recipes: Recipes, where: Callable[[memoryview], Part | None] | None, found: Found | None
+    ) -> None:
         self._recipes = recipes
         self._where = where
         self.constants: list[Wire] = []
         self.sources: list[JobFuture] = []
         self.held: list[Stored] = []
-        self.found: Found | None = None
+        self.found = found
 
     def place(self, value: Any, position: int | str) -> int:
         """Take in an argument and return its kind."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from forgepar.jobs import JobFuture
+from forgepar.pickling import Found
 from forgepar.recipes import Recipes
 from forgepar.values.arena import Arena
 from forgepar.values.segment import LEAST_KEPT, Part
@@ -33,6 +34,10 @@ class Sharing:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> JobFuture:
         """Do as `ForgeExecutor.submit`."""
         return self._submit(fn, args, kwargs, self._find)
+
+    def submit_pickled(self, found: Found, fn: Callable[..., Any], /, *args: Any) -> JobFuture:
+        """Do as `submit` for arguments that hold functions and classes in a pickled form."""
+        return self._submit(fn, args, {}, self._find, found)
 
     def close(self) -> None:
         """Free the arrays; jobs that were not begun would not find them any more."""

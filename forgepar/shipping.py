@@ -40,6 +40,7 @@ class Cargo:
     Args:
         plan: the workflow.
         state: makes the parts of the user's modules that these refer to; None: workers are not to be compared.
+        found: functions and classes that constants hold in a pickled form.
 
     Attributes:
         callables: each pickled, by number.
@@ -50,10 +51,10 @@ class Cargo:
         UnpicklableArgument: naming the task and the position.
     """
 
-    def __init__(self, plan: Plan, state: ModuleState | None = None) -> None:
+    def __init__(self, plan: Plan, state: ModuleState | None = None, found: Found | None = None) -> None:
         self.plan = plan
         self._state = state
-        self._found = Found()
+        self._found = found or Found()
         # A refused declaration may have left templates that no task has.
         self._used = set(np.flatnonzero(np.bincount(plan.template_of)).tolist())
         self.callables: dict[int, bytes] = {}

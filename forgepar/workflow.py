@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles, foreign
+from forgepar.pickling import Found
 from forgepar.tasks import Options, Task, base_name, is_prepared, unfold
 
 
@@ -87,6 +88,7 @@ class Workflow:
 
     Attributes:
         identity: differs between any two workflows, whatever their names; a `RunResult` knows its workflow by it.
+        refers_to: functions and classes that constants of its tasks hold in a pickled form; None: there are none.
 
     Example:
         >>> wf = Workflow("sums")
@@ -101,6 +103,7 @@ class Workflow:
     def __init__(self, name: str = "workflow") -> None:
         self.name = name
         self.identity = _new_identity()
+        self.refers_to: Found | None = None
         self.specs: list[Spec] = []
         self.templates: list[TemplateRow] = []
         # One row a task:

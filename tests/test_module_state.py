@@ -536,3 +536,29 @@ def test_parts_are_made_again_only_where_something_has_changed(project):
     settings.OPTIONS["scale"] = np.float64(2.0)
     changed = [part.key for part in state.parts_for(roots, anew=True) if part not in first]
     assert changed == [(settings.__name__, "OPTIONS")]
+
+
+def test_joblib_and_dask_see_what_the_caller_has(project):
+    dask = pytest.importorskip("dask")
+    joblib = pytest.importorskip("joblib")
+    from forgepar.joblib import close
+
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, settings = project.load("steps"), project.load("settings")
+    names = ["scaled", "by_config", "by_options"]
+
+    def by_joblib(x):
+        with joblib.parallel_config(backend="forgepar"):
+            return joblib.Parallel(n_jobs=2)(joblib.delayed(getattr(steps, name))(x) for name in names)
+
+    def by_dask(x):
+        return list(dask.compute(*[dask.delayed(getattr(steps, name))(x) for name in names], scheduler=fp.dask_get))
+
+    try:
+        for scale in (1, 5, 2):
+            settings.SCALE = settings.Config.scale = settings.OPTIONS["scale"] = scale
+            assert by_joblib(3) == [3 * scale] * 3
+            assert by_dask(3) == [3 * scale] * 3
+    finally:
+        close()
