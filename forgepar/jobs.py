@@ -100,6 +100,7 @@ class JobFuture(Future[Any]):
         self.job: Job | None = None
         self.takers: list[Job] = []  # jobs that wait for the value
         self.wire: Wire = None  # how it travels
+        self.parts: Sequence[ModulePart] = ()  # of modules of the caller, which what is in the value may be of
         self._stored: Stored | None = None
         self._parts: Sequence[Any] = ()
         self._value: Any = None

@@ -152,7 +152,10 @@ class ForgeExecutor(Executor):
         """
         recipes = self._started()
         future = JobFuture(self._feeder, self._feeder.new_number())
-        future.fulfil_with(value, recipes.encode(value))
+        found = Found()
+        wire = recipes.encode(value, found=found)
+        future.parts = recipes.parts_of(found)
+        future.fulfil_with(value, wire)
         return future
 
     def sharing(self) -> Sharing:

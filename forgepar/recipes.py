@@ -79,11 +79,16 @@ class Recipes:
         """
         if not kwargs and FIXED.issuperset(map(type, args)):  # half of all that a submission costs is saved
             recipe = self._recipe(called, surroundings, (CONSTANT,) * len(args), ())
+            future.parts = recipe.parts
             return Job(future, recipe, args, (), ())
         loading = _Loading(self, where, found)
         kinds = [loading.place(value, position) for position, value in enumerate(args)]
         kinds += [loading.place(value, name) for name, value in kwargs.items()]
-        recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs), loading.found)
+        more = [part for source in loading.sources for part in source.parts]
+        if loading.found is not None:
+            more += self.parts_of(loading.found)
+        recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs), more)
+        future.parts = recipe.parts
         return Job(future, recipe, loading.constants, loading.sources, loading.held)
 
     def called(self, fn: Callable[..., Any]) -> Called:
@@ -119,16 +124,21 @@ class Recipes:
             return _numbers(self._modules.parts_for(state.roots, anew=True)) == _numbers(state.parts)
 
     def _state_of(self, found: Found) -> CallerState:
-        roots = roots_of(found)
-        with self._lock:
-            parts = tuple(self._modules.parts_for(roots, anew=True)) if roots else ()
-        return CallerState(roots, parts, tuple(found.keys.items()))
+        return CallerState(roots_of(found), tuple(self.parts_of(found)), tuple(found.keys.items()))
 
     def encode(
         self, value: Any, where: Callable[[memoryview], Part | None] | None = None, found: Found | None = None
     ) -> Wire:
         """Turn an argument into what travels."""
         return encode(value, self.arena, where, found)
+
+    def parts_of(self, found: Found) -> Sequence[ModulePart]:
+        """Return what arguments refer to in modules of the caller that workers can import, as it is now."""
+        roots = roots_of(found)
+        if not roots:
+            return ()
+        with self._lock:
+            return self._modules.parts_for(roots, anew=True)
 
     def store(self, wire: Segment, *, is_shared: bool) -> Stored:
         """Hold the segment of an argument; only its own where others have parts in it, too."""
@@ -144,15 +154,12 @@ class Recipes:
         surroundings: Moment,
         kinds: tuple[int, ...],
         keywords: tuple[str, ...],
-        found: Found | None = None,
+        more: Sequence[ModulePart] = (),
     ) -> Recipe:
         parts: Sequence[ModulePart] = called.state.parts
-        if found is not None and (roots := roots_of(found)):
-            with self._lock:
-                known = set(_numbers(parts))
-                more = self._modules.parts_for(roots, anew=True)
-                parts = (*parts, *(part for part in more if part.number not in known))
-        key = (surroundings.number, kinds, keywords, _numbers(parts) if found is not None else ())
+        if more:  # the callable's own are the latest of their names
+            parts = tuple({part.key: part for part in (*more, *parts)}.values())
+        key = (surroundings.number, kinds, keywords, _numbers(parts) if more else ())
         recipe = called.recipes.get(key)
         if recipe is None:
             with self._lock:

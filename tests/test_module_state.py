@@ -351,6 +351,17 @@ def test_the_class_of_a_value_that_passes_between_tasks_is_the_callers(project):
     assert wf.run(workers=2)[handles] == [77] * 4
 
 
+def test_the_class_of_a_value_that_passes_between_jobs_is_the_callers(project):
+    project.write("settings", SETTINGS)
+    settings = project.load("settings")
+    settings.Config.factor = lambda self: 77
+    with fp.ForgeExecutor(2) as pool:
+        makers = [pool.submit(lambda _: settings.Config(), n) for n in range(4)]
+        assert [pool.submit(lambda config: config.factor(), maker).result() for maker in makers] == [77] * 4
+        kept = pool.put(settings.Config())
+        assert [pool.submit(lambda config: config.factor(), kept).result() for _ in range(4)] == [77] * 4
+
+
 def test_jobs_see_what_was_there_when_they_were_submitted(project, warm):
     project.write("settings", SETTINGS)
     project.write("steps", STEPS)
@@ -541,6 +552,7 @@ def test_parts_are_made_again_only_where_something_has_changed(project):
 def test_joblib_and_dask_see_what_the_caller_has(project):
     dask = pytest.importorskip("dask")
     joblib = pytest.importorskip("joblib")
+    from forgepar.daskgraphs import close_workers
     from forgepar.joblib import close
 
     project.write("settings", SETTINGS)
@@ -562,3 +574,4 @@ def test_joblib_and_dask_see_what_the_caller_has(project):
             assert by_dask(3) == [3 * scale] * 3
     finally:
         close()
+        close_workers()
