@@ -136,7 +136,8 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         buffers: list[pickle.PickleBuffer] = []
         found = Found()
         data = dumps_by_value(func, buffers.append, found, _pickler())
-        future = self._sharing.submit_pickled(found, _run, data, self._limit, buffers)
+        rest = (self._limit, buffers) if buffers else ()
+        future = self._sharing.submit_pickled(found, _run, data, *rest)
         future.copies = True
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -288,7 +289,7 @@ class _Workers:
 # In workers
 
 
-def _run(data: bytes, limit: float, buffers: Sequence[Any]) -> Any:
+def _run(data: bytes, limit: float = 0, buffers: Sequence[Any] = ()) -> Any:
     """Call a batch, each call of it with arguments that no other has changed.
 
     Args:
