@@ -211,12 +211,12 @@ class CallerState(NamedTuple):
     """What a callable refers to in modules of the caller, as it was when that was last looked at.
 
     Attributes:
-        roots: names in modules that workers can import.
-        parts: what is under these names and all that they refer to.
+        reached: all names in modules that workers can import that it refers to, however deep.
+        parts: those of them of which something has to be sent.
         keys: of the script's globals that go with the callable itself: what tells whether they have changed.
     """
 
-    roots: tuple[tuple[str, str], ...] = ()
+    reached: tuple[ModulePart, ...] = ()
     parts: tuple[ModulePart, ...] = ()
     keys: tuple[tuple[tuple[str, str], Any], ...] = ()
 

@@ -99,7 +99,7 @@ class Recipes:
             Exception: whatever pickling it raises, with a note.
         """
         known = self._by_name.get(id(fn))
-        if known is not None and known[0]() is fn and self._is_current(known[1]):
+        if known is not None and known[0]() is fn and _is_current(known[1].state.reached):
             return known[1]
         options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
         _check_options(fn, options)
@@ -115,16 +115,14 @@ class Recipes:
             self._remember(fn, called)
         return called
 
-    def _is_current(self, called: Called) -> bool:
-        """Tell whether the caller has what a callable refers to as it was when it was last looked at."""
-        state = called.state
-        if not state.roots:
-            return True
-        with self._lock:
-            return _numbers(self._modules.parts_for(state.roots, anew=True)) == _numbers(state.parts)
-
     def _state_of(self, found: Found) -> CallerState:
-        return CallerState(roots_of(found), tuple(self.parts_of(found)), tuple(found.keys.items()))
+        roots = roots_of(found)
+        if not roots:
+            return CallerState(keys=tuple(found.keys.items()))
+        with self._lock:
+            reached = tuple(self._modules.reached_from(roots, anew=True))
+        parts = tuple([part for part in reached if part.pickled])
+        return CallerState(reached, parts, tuple(found.keys.items()))
 
     def encode(
         self, value: Any, where: Callable[[memoryview], Part | None] | None = None, found: Found | None = None
@@ -185,6 +183,13 @@ class Recipes:
         key, known = id(fn), self._by_name
         with suppress(TypeError):  # not all can be referred to weakly
             known[key] = (weakref.ref(fn, lambda _: known.pop(key, None)), called)
+
+
+def _is_current(parts: Sequence[ModulePart]) -> bool:
+    for part in parts:  # noqa: SIM110  (a generator would take twice as long)
+        if not part.is_current():
+            return False
+    return True
 
 
 def _numbers(parts: Sequence[ModulePart]) -> tuple[int, ...]:

@@ -484,6 +484,32 @@ def test_a_source_that_is_edited_amid_the_run_is_an_error(project):
     assert "was edited after the run began" in str(caught.value.exceptions[0])
 
 
+REPLACED = """
+    SCALE = 1
+    NEW = "SCALE = 99\\ndef edit(p): pass\\ndef scaled(x, _): return x * SCALE * 2\\n"
+    def edit(path):
+        with open(path, "w") as file: file.write(NEW)
+    def scaled(x, _): return x * SCALE
+"""
+
+
+def test_workers_that_are_replaced_amid_a_run_have_what_it_began_with(project, tmp_path):
+    path = project.write("settings", REPLACED)
+    settings = project.load("settings")
+    settings.SCALE = 5
+
+    def run():
+        wf = fp.Workflow("p")
+        edited = wf.add(settings.edit, str(path))
+        handles = [wf.add(fp.task(settings.scaled).options(name=f"s{n}"), n, edited) for n in range(6)]
+        with fp.WorkflowExecutor(workers=2, max_tasks_per_worker=1) as runs:
+            result = runs.run(wf, store=tmp_path / "runs.db", resume=True)
+        return [result[handle] for handle in handles], result.record(handles[0]).status
+
+    assert run() == ([0, 5, 10, 15, 20, 25], "completed")
+    assert run() == ([0, 5, 10, 15, 20, 25], "cached")
+
+
 def test_a_thread_of_the_caller_has_its_own_modules(project):
     project.write("settings", SETTINGS)
     project.write("steps", STEPS)

@@ -119,11 +119,20 @@ def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
 
 
 _util = _Instead(util, spawnv_passfds=_spawnv)
+def _folder() -> str:
+    """Return the working directory, or the root where it was deleted: tasks that need it fail by themselves."""
+    try:
+        return os.getcwd()  # noqa: PTH109  (pathlib takes longer to load)
+    except FileNotFoundError:
+        return os.sep
+
+
 _spawn = _Instead(
     spawn,
     get_preparation_data=_with(
         spawn.get_preparation_data,
         sys=_Instead(sys, modules={"__main__": ModuleType("__main__")}),
+        os=_Instead(os, getcwd=_folder),
         get_start_method=partial(multiprocessing.get_start_method, allow_none=True),
     ),
 )

@@ -18,10 +18,11 @@ import dis
 import functools
 import importlib.util
 import itertools
+import operator
 import pickle
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of
@@ -48,33 +49,17 @@ class Part:
         key: module and name.
         pickled: for `worker_modules.take_part`; empty where nothing need be sent.
         uses: other names that it refers to.
+        is_current: tells whether the module has the same under the name as when this was made.
     """
 
-    __slots__ = ("_code", "_content", "_value", "key", "number", "pickled", "uses")
+    __slots__ = ("is_current", "key", "number", "pickled", "uses")
 
     def __init__(self, number: int, key: Key, value: Any, pickled: bytes, uses: tuple[Key, ...]) -> None:
         self.number = number
         self.key = key
         self.pickled = pickled
         self.uses = uses
-        self._value = value
-        self._code = _code_mark(value)
-        self._content = _content_mark(value)
-
-    def is_current(self) -> bool:
-        """Tell whether the module has the same under the name as when this was made."""
-        module, name = self.key
-        loaded = sys.modules.get(module)
-        if loaded is None:
-            return False  # its source may have been edited
-        if name == _WHOLE:
-            return loaded is self._value and self.uses == _uses_of_whole(loaded)
-        value = vars(loaded).get(name, MISSING)
-        if value is not self._value and not (type(value) in ATOMS and same(value, self._value)):
-            return False
-        if self._code is not None and not all(map(_is, self._code, _code_mark(value) or ())):
-            return False
-        return self._content is None or self._content == _content_mark(value)
+        self.is_current = _check_of(key, value, uses)
 
 
 class ModuleState:
@@ -91,12 +76,16 @@ class ModuleState:
         self._numbers = itertools.count(_FIRST, -1)
 
     def parts_for(self, roots: Iterable[Key], *, anew: bool = False) -> list[Part]:
-        """Return the parts of some names and of all that these refer to.
+        """Return the parts of some names and of all that these refer to, of which something has to be sent.
 
         Args:
             roots: modules and names.
             anew: make those again that are not current.
         """
+        return [part for part in self.reached_from(roots, anew=anew) if part.pickled]
+
+    def reached_from(self, roots: Iterable[Key], *, anew: bool = False) -> list[Part]:
+        """Return the parts of some names and of all that these refer to; see `parts_for`."""
         seen: dict[Key, Part] = {}
         left = list(dict.fromkeys(roots))
         while left:
@@ -111,7 +100,7 @@ class ModuleState:
                 self._parts[key] = part
             seen[key] = part
             left += part.uses
-        return [part for part in seen.values() if part.pickled]
+        return list(seen.values())
 
 
 def pickled_parts(found: Found) -> list[bytes]:
@@ -124,8 +113,33 @@ def roots_of(found: Found) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(_roots(found)))
 
 
-def _is(one: object, other: object) -> bool:
-    return one is other
+def _check_of(key: Key, value: Any, uses: tuple[Key, ...]) -> Callable[[], bool]:
+    """Return what tells whether a module still has a value under a name; it is called at each submission."""
+    module, name = key
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return lambda: False  # its source may have been edited
+    if name == _WHOLE:
+        return lambda: sys.modules.get(module) is loaded and uses == _uses_of_whole(loaded)
+    get = vars(loaded).get
+    if type(value) is types.FunctionType and not (value.__closure__ or value.__dict__):
+        fn: Any = value
+        code = fn.__code__
+        if not fn.__defaults__ and not fn.__kwdefaults__:  # 0.1 us
+            return lambda: get(name) is fn and fn.__code__ is code and not fn.__defaults__ and not fn.__kwdefaults__
+    if type(value) in ATOMS:
+        return lambda: (now := get(name, MISSING)) is value or same(now, value)
+    code_mark, content = _code_mark(value), _content_mark(value)
+
+    def check() -> bool:
+        now = get(name, MISSING)
+        if now is not value:
+            return False
+        if code_mark is not None and not all(map(operator.is_, code_mark, _code_mark(now) or ())):
+            return False
+        return content is None or content == _content_mark(now)
+
+    return check
 
 
 def _code_mark(value: Any) -> tuple[Any, ...] | None:
