@@ -23,11 +23,11 @@ from forgepar.backends import starting
 START_METHODS = ["forkserver", "spawn", "fork"]
 
 
-def run_script(tmp_path, text, *arguments, flags=("-W", "error")):
+def run_script(tmp_path, text, *arguments, flags=("-W", "error"), patience=4 * PATIENCE):
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(text))
     command = [sys.executable, *flags, str(path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
 
 
 def abs_of(executor, number):
@@ -312,7 +312,8 @@ print("held")
 
 
 def assert_stress_holds(tmp_path, method, n_workers):
-    done = run_script(tmp_path, STRESS, method, str(n_workers), flags=())
+    patience = PATIENCE * (4 + n_workers / 10)
+    done = run_script(tmp_path, STRESS, method, str(n_workers), flags=(), patience=patience)
     assert (done.returncode, done.stdout, done.stderr) == (0, "held\n", "")
 
 
