@@ -51,7 +51,7 @@ class Recipes:
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
         self.look = Lookout().look
         self._by_pickle: OrderedDict[tuple[bytes, Options, tuple[int, ...]], Called] = OrderedDict()
-        self._modules = ModuleState()
+        self._modules = ModuleState(looks_into_large=False)  # it looks at each submission
 
     def job(
         self,

@@ -119,6 +119,8 @@ def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
 
 
 _util = _Instead(util, spawnv_passfds=_spawnv)
+
+
 def _folder() -> str:
     """Return the working directory, or the root where it was deleted: tasks that need it fail by themselves."""
     try:

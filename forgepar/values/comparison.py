@@ -68,6 +68,11 @@ def _same_object(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
         return bool(one.cache_parameters() == other.cache_parameters()) and _same(
             one.__wrapped__, other.__wrapped__, seen
         )
+    if isinstance(one, functools.cached_property):  # with a lock, up to Python 3.11
+        return one.attrname == other.attrname and _same(one.func, other.func, seen)
+    if isinstance(one, functools.singledispatchmethod):
+        registries = (dict(one.dispatcher.registry), dict(other.dispatcher.registry))
+        return _same(one.func, other.func, seen) and _same(*registries, seen)
     if isinstance(one, functools.partial):
         return all(_same(getattr(one, part), getattr(other, part), seen) for part in ("func", "args", "keywords"))
     if isinstance(one, (type, types.ModuleType)):

@@ -33,6 +33,7 @@ from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, same
 from forgepar.values.worker_modules import NEW_RUN, large_digest, source_digest, type_name
 
 _FIRST = NEW_RUN - 1
+_LARGE = 1 << 20  # bytes of a value that not every look goes into; see `ModuleState`
 _LARGEST = 16 << 20  # bytes of a value that goes along; of a larger one its digest does
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars"))
 _WHOLE = ""  # in place of a name: all of the module
@@ -54,16 +55,22 @@ class Part:
 
     __slots__ = ("is_current", "key", "number", "pickled", "uses")
 
-    def __init__(self, number: int, key: Key, value: Any, pickled: bytes, uses: tuple[Key, ...]) -> None:
+    def __init__(
+        self, number: int, key: Key, value: Any, pickled: bytes, uses: tuple[Key, ...], *, looks_into: bool = True
+    ) -> None:
         self.number = number
         self.key = key
         self.pickled = pickled
         self.uses = uses
-        self.is_current = _check_of(key, value, uses)
+        self.is_current = _check_of(key, value, uses, looks_into=looks_into)
 
 
 class ModuleState:
     """The parts of one caller; each is made when it is first needed.
+
+    Args:
+        looks_into_large: whether to see that data of more than 1 MiB was changed in place, which takes 1 ms per MiB at
+            each look. Without, such data is taken to be the same as long as the name has the same object.
 
     Example:
         >>> state = ModuleState()
@@ -71,7 +78,8 @@ class ModuleState:
         []
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, looks_into_large: bool = True) -> None:
+        self._looks_into_large = looks_into_large
         self._parts: dict[Key, Part] = {}
         self._numbers = itertools.count(_FIRST, -1)
 
@@ -94,7 +102,7 @@ class ModuleState:
                 continue
             part = self._parts.get(key)
             if part is None or (anew and not part.is_current()):
-                before, part = part, _make(next(self._numbers), key)
+                before, part = part, _make(next(self._numbers), key, self._looks_into_large)
                 if before is not None and before.pickled == part.pickled:
                     part.number = before.number
                 self._parts[key] = part
@@ -113,7 +121,7 @@ def roots_of(found: Found) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(_roots(found)))
 
 
-def _check_of(key: Key, value: Any, uses: tuple[Key, ...]) -> Callable[[], bool]:
+def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) -> Callable[[], bool]:
     """Return what tells whether a module still has a value under a name; it is called at each submission."""
     module, name = key
     loaded = sys.modules.get(module)
@@ -126,10 +134,10 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...]) -> Callable[[], bool]
         fn: Any = value
         code = fn.__code__
         if not fn.__defaults__ and not fn.__kwdefaults__:  # 0.1 us
-            return lambda: get(name) is fn and fn.__code__ is code and not fn.__defaults__ and not fn.__kwdefaults__
+            return lambda: fn.__code__ is code and not fn.__defaults__ and not fn.__kwdefaults__ and get(name) is fn
     if type(value) in ATOMS:
         return lambda: (now := get(name, MISSING)) is value or same(now, value)
-    code_mark, content = _code_mark(value), _content_mark(value)
+    code_mark, content = _code_mark(value), _content_mark(value) if looks_into else None
 
     def check() -> bool:
         now = get(name, MISSING)
@@ -260,7 +268,7 @@ def _package_of(scope: Mapping[str, Any]) -> str:
 # Parts
 
 
-def _make(number: int, key: Key) -> Part:
+def _make(number: int, key: Key, looks_into_large: bool) -> Part:
     module, name = key
     loaded = sys.modules.get(module)
     if loaded is None:
@@ -280,14 +288,15 @@ def _make(number: int, key: Key) -> Part:
     except Exception:
         return Part(number, key, value, _pickled("opaque", loaded, name, type_name(value)), ())
     uses = tuple(use for use in dict.fromkeys(_roots(found)) if use != key)
+    looks_into = looks_into_large or len(pickled) <= _LARGE
     if len(pickled) > _LARGEST:
         try:
             content = _pickled("large", loaded, name, large_digest(value))
         except Exception:
             content = _pickled("opaque", loaded, name, type_name(value))
-        return Part(number, key, value, content, uses)
+        return Part(number, key, value, content, uses, looks_into=looks_into)
     digest = source_digest(pickled)
-    return Part(number, key, value, _pickled("value", loaded, name, (digest, pickled)), uses)
+    return Part(number, key, value, _pickled("value", loaded, name, (digest, pickled)), uses, looks_into=looks_into)
 
 
 def _pickled(kind: str, module: types.ModuleType, name: str, content: Any) -> bytes:

@@ -70,6 +70,7 @@ _spaces: dict[tuple[str, str], Space] = {}
 _foreign_origin: dict[int, str] = {}  # of dicts that belong to spaces, by id
 _class_ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 _class_by_id: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
+_unfilled: weakref.WeakSet[type] = weakref.WeakSet()  # classes that were made, and have no attributes yet
 _class_state: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDictionary()
 _caches: weakref.WeakSet[Any] = weakref.WeakSet()
 _hidden: list[types.ModuleType] = []  # the modules that stood in `sys.modules` before
@@ -327,7 +328,7 @@ def make_class(home: Home, identity: str, maker: Callable[..., type], arguments:
     cls = maker(*arguments)
     _class_by_id[identity] = cls
     _class_ids[cls] = identity
-    _class_state[cls] = {FRESH: True}
+    _unfilled.add(cls)
     if home.name and home.is_origins and not is_native(home) and not home.is_importable and "." not in home.name:
         space_of(home).names[home.name] = cls
     return cls
@@ -368,11 +369,12 @@ def fill_class(
     home, setter, attributes, keys = state
     if is_native(home):
         return
-    before = _class_state.get(cls)
-    if before is not None and before.pop(FRESH, False):
+    if cls in _unfilled:  # another thread may be at it as well; whoever needs the class has it whole
         setter(cls, attributes)
         _class_state[cls] = dict(keys)
+        _unfilled.discard(cls)
         return
+    before = _class_state.get(cls)
     if not home.is_origins or not _is_worker or home.origin == token():
         return
     if before is None:

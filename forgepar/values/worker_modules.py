@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import pickle
 import sys
+import time
 import types
 import warnings
 from importlib.machinery import ModuleSpec
@@ -125,6 +127,7 @@ def type_name(value: Any) -> str:
 
 # Modules that this worker imports later
 
+_BEGAN = time.time()  # seconds since the epoch; a fork server loads this module before any worker begins
 _pending: dict[str, list[tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
 _expected_sources: dict[str, bytes] = {}  # of modules that the caller has not imported
 _loaded_sources: dict[str, bytes] = {}
@@ -134,12 +137,32 @@ def _expect_source(module: str, digest: bytes) -> None:
     """Have a module imported only from source of this digest; one that is here from other source is forgotten."""
     _watch_imports()
     _expected_sources[module] = digest
-    if module in sys.modules and _loaded_sources.get(module) != digest:
+    if module in sys.modules and _loaded_sources.get(module) != digest and not _is_loaded_from(module, digest):
         for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
             parent, _, last = name.rpartition(".")
             vars(sys.modules.get(parent, types.SimpleNamespace())).pop(last, None)
             del sys.modules[name]
         importlib.invalidate_caches()
+
+
+def _is_loaded_from(module: str, digest: bytes) -> bool:
+    """Tell whether a module that was imported before anything was expected came from source of a digest.
+
+    It did if its file has that source, and was last changed before this process began.
+    """
+    path = getattr(sys.modules[module], "__file__", None)
+    if module in _loaded_sources or not isinstance(path, str):
+        return False
+    try:
+        if os.stat(path).st_ctime >= _BEGAN:  # noqa: PTH116
+            return False
+        with open(path, "rb") as file:  # noqa: PTH123
+            is_it = source_digest(file.read()) == digest
+    except OSError:
+        return False
+    if is_it:
+        _loaded_sources[module] = digest
+    return is_it
 
 
 def _watch_imports() -> None:
