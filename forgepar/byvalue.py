@@ -30,7 +30,7 @@ from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of
 from forgepar.values.namespaces import Home
 
 _ABOUT = ("__name__", "__package__", "__path__", "__file__")
-_ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars"))
+_ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars", "__subclasses__"))
 _DISPATCH_CODE: types.CodeType = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
 _SHORT = 64  # bytes or characters of data that is its own key
 _DEEP = 3  # closures within closures that a key looks into
@@ -113,7 +113,11 @@ def pickler_from(cloudpickle: Any) -> Any:
             submodules = slots.pop("_cloudpickle_submodules", None)
             names, cells = slots.pop("__globals__"), slots.pop("__closure__")
             keys: dict[str, Any] = {}
-            if home.is_importable:
+            # One that uses nothing of its module but other modules does not have a worker import it.
+            wanted = tuple(names) or (("__name__",) if _ANY_NAME.intersection(names_in(fn.__code__)) else ())
+            if home.is_importable and not name and all(isinstance(part, types.ModuleType) for part in names.values()):
+                wanted = wanted if wanted == ("__name__",) else ()
+            elif home.is_importable:
                 names = {}
             else:
                 names = self._all_names(fn, names)
@@ -122,8 +126,9 @@ def pickler_from(cloudpickle: Any) -> Any:
                     self.found.keys.update({(module, n): key for n, key in keys.items() if key is not None})
             if fn.__defaults__ or fn.__kwdefaults__:
                 keys |= self._keys({"()": (fn.__defaults__, fn.__kwdefaults__)})
-            made = (home, arguments[0], len(arguments[0].co_freevars), tuple(names))
-            state = (home, attributes, slots, cells, names, keys, submodules)
+            made = (home, arguments[0], len(arguments[0].co_freevars), wanted)
+            absent = () if home.is_importable else tuple(names_in(fn.__code__) - fn.__globals__.keys())
+            state = (home, attributes, slots, cells, names, keys, submodules, absent)
             return namespaces.make_function, made, state, None, None, namespaces.fill_function
 
         def _all_names(self, fn: types.FunctionType, names: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class _ByName(pickle.Pickler):
         return NotImplemented
 
 
-def packed(node: Node, found: Found) -> bytes | Kept:
+def packed(node: Node, found: Found | None = None) -> bytes | Kept:
     """Return a node as it travels.
 
     Args:
@@ -108,6 +108,6 @@ def packed(node: Node, found: Found) -> bytes | Kept:
     if by_value or b"__main__" in data:  # plain pickle, ten times as fast, would only name what is the script's
         buffers.clear()
         data = dumps_by_value(tuple(node), buffers.append, found)
-    else:
+    elif found is not None:
         found.add_named(pickler.named)
     return Kept(tuple(node)) if buffers or len(data) > IN_MESSAGE else data

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of, steps_of
+from forgepar.digest_source import unexplained
 from forgepar.libraries import is_users, name_in_library, source_of
 from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 from forgepar.tasks import Task
@@ -41,6 +42,8 @@ def take_function(walk: Walk, fn: types.FunctionType) -> None:
         return
     walk.put("function")
     walk.visit(fn.__code__)
+    if "__subclasses__" in fn.__code__.co_names:
+        walk.visit(whole(str(home)), "all of its module, whose classes __subclasses__() may find")
     walk.visit(fn.__defaults__, "its defaults")
     walk.visit(fn.__kwdefaults__, "its defaults")
     _take_closure(walk, fn, is_vouched=False)
@@ -218,15 +221,12 @@ def take_module(walk: Walk, module: types.ModuleType) -> None:
 def take_whole(walk: Walk, module: Whole) -> None:
     """Take a module of the user's apart by its source, and so all of the user's that it imports.
 
-    One that is loaded counts by what it has in memory as well: its source may have been edited since, and its names may
-    have been assigned.
+    One that is loaded counts by what it has in memory as well, as far as its source does not explain that.
     """
-    loaded = sys.modules.get(module.name)
-    if loaded is not None:
-        _take_names(walk, loaded)
     path = source_of(module.name)
+    loaded = sys.modules.get(module.name)
     if path is None:
-        if module.name in sys.modules and not hasattr(sys.modules[module.name], "__path__"):
+        if loaded is not None and not hasattr(loaded, "__path__"):
             raise NoDigest(f"the module {module.name!r} has no file")
         walk.put("no source")
         return
@@ -240,21 +240,14 @@ def take_whole(walk: Walk, module: Whole) -> None:
         return
     walk.put("source")
     walk.visit(code)
+    if loaded is not None:
+        for name, value in unexplained(loaded, source, code):
+            walk.put("name", name)
+            walk.visit(value, is_vouched=True)  # what cannot be compared does not count
     package = module.name if path.name == "__init__.py" else module.name.rpartition(".")[0]
     for reference in references_of(code):
         if reference.is_import:
             _take_import(walk, reference, package)
-
-
-def _take_names(walk: Walk, module: types.ModuleType) -> None:
-    """Visit what a module has under its names that is its own; what cannot be compared does not count."""
-    for name, value in sorted(vars(module).items()):
-        is_code = isinstance(value, (types.FunctionType, type))
-        if name.startswith("__") or isinstance(value, types.ModuleType):
-            continue
-        if not is_code or value.__module__ == module.__name__:
-            walk.put("name", name)
-            walk.visit(value, is_vouched=True)
 
 
 def _compiled(source: bytes) -> types.CodeType | None:

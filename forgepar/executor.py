@@ -228,7 +228,7 @@ class WorkflowExecutor:
         if not (progress is None or isinstance(progress, bool) or hasattr(progress, "beat")):
             raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
         surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
-        cargo = Cargo(plan, self._module_state, workflow.refers_to)
+        cargo = Cargo(plan, self._module_state, workflow.refers_to, forgets=True)
         with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
             if self._dispatcher is not None:
                 raise RuntimeError("A callback of a run cannot run a workflow on the same executor. Use another one.")

@@ -108,7 +108,7 @@ class Recipes:
         try:
             pickled = dumps_by_value(shipped, found=found)
         except Exception as error:
-            error.add_note(f"The callable itself cannot be pickled: {culprit(shipped, error)}.")
+            error.add_note(f"the callable itself cannot be pickled: {culprit(shipped, error)}")
             raise
         called = self._by_content(fn, pickled, options, self._state_of(found))
         if _is_by_name(shipped, pickled):

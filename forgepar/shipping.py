@@ -41,6 +41,7 @@ class Cargo:
         plan: the workflow.
         state: makes the parts of the user's modules that these refer to; None: workers are not to be compared.
         found: functions and classes that constants hold in a pickled form.
+        forgets: whether workers are to forget first what they were sent of the caller's modules for earlier runs.
 
     Attributes:
         callables: each pickled, by number.
@@ -51,7 +52,9 @@ class Cargo:
         UnpicklableArgument: naming the task and the position.
     """
 
-    def __init__(self, plan: Plan, state: ModuleState | None = None, found: Found | None = None) -> None:
+    def __init__(
+        self, plan: Plan, state: ModuleState | None = None, found: Found | None = None, *, forgets: bool = False
+    ) -> None:
         self.plan = plan
         self._state = state
         self._found = found or Found()
@@ -61,7 +64,7 @@ class Cargo:
         self._pickle_callables(plan, self._used)
         self.has_plain_constants = ATOMIC.issuperset(map(type, plan.constants))
         self._check_constants()
-        self.parts: list[tuple[int, bytes]] = []
+        self.parts: list[tuple[int, bytes]] = [(NEW_RUN, b"")] if forgets else []
         self._add_parts(anew=True)
 
     def _add_parts(self, *, anew: bool) -> None:
@@ -277,8 +280,6 @@ class Shipment:
         if held.n_parts < len(self._cargo.parts):
             callables = self._cargo.parts[held.n_parts :]
             held.n_parts = len(self._cargo.parts)
-        if not held.callables:
-            callables = [(NEW_RUN, b""), *callables]
         if number not in held.callables:
             held.callables.add(number)
             callables.append((number, self._cargo.callables[number]))
@@ -456,8 +457,8 @@ def _check(value: Any, plan: Plan, template: int | None, position: str, found: F
         name = plan.name(task)
         kind = type(value).__name__
         raise UnpicklableArgument(
-            f"task {name!r} got an argument that cannot be pickled: {position} is a {kind}; "
-            f"{culprit(value, error)}. Give what it is made from, and make it inside the task.",
+            f"task {name!r} got an argument that cannot be pickled: {position} is a {kind} "
+            f"({culprit(value, error)}). Give what it is made from, and make it inside the task.",
             task=name,
             position=position,
         ) from error

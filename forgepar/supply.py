@@ -248,7 +248,10 @@ def _news(held: Held, recipe: Recipe) -> tuple[Sequence[tuple[int, bytes]], Sequ
         if not callables or callables[-1][0] != called.number:
             callables.append((called.number, called.pickled))
     columns, options = (layout.kinds, layout.keywords), recipe.options
-    template = Template(recipe.number, called.number, columns, {}, called.base, options.timeout, options.writable)
+    parts = tuple([part.number for part in recipe.parts])
+    template = Template(
+        recipe.number, called.number, columns, {}, called.base, options.timeout, options.writable, parts
+    )
     return callables, [template]
 
 

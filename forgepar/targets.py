@@ -37,7 +37,7 @@ def load_workflow(target: str, parameters: Mapping[str, str]) -> Workflow:
         TargetError: nothing there, or not a workflow.
     """
     place, _, attribute = target.rpartition(":") if ":" in target else (target, "", DEFAULT_ATTRIBUTE)
-    if not place or place.startswith("."):
+    if not place or (place.startswith(".") and not place.endswith(".py")):
         raise TargetError(f"{target!r} names no module. Give package.module:attr, or path/to/file.py:attr.")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     found: Any = module

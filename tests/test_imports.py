@@ -31,6 +31,7 @@ RANKS = {
     ],
     1: [
         "values.culprit",
+        "digest_source",
         "backends.starting",
         "cancellation",
         "graph",

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 import types
+import unittest.mock
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,12 +55,23 @@ def project(tmp_path, monkeypatch):
 
 
 SETTINGS = """
+    import enum
+    import numpy as np
     SCALE = 1
     OPTIONS = {'scale': 1}
     class Config:
         scale = 1
         def factor(self): return self.scale
     config = Config()
+    NESTED = {"a": {"b": {}}}
+    ARRAY = np.arange(3)
+    class Colour(enum.Enum):
+        RED = 1
+    class Level(enum.IntEnum):
+        HIGH = 2
+    class Flag(enum.Flag):
+        A = 1
+        B = 2
 """
 
 
@@ -172,6 +184,33 @@ def function_of_the_caller(project):
     return lambda x: steps.scaled(x) + 1, lambda: setattr(project.load("settings"), "SCALE", 20)
 
 
+def name_deleted(project):
+    return project.load("steps").guarded, lambda: delattr(project.load("steps"), "OWN")
+
+
+def name_deleted_that_is_looked_for(project):
+    return project.load("steps").dynamic, lambda: delattr(project.load("settings"), "SCALE")
+
+
+def attribute_added_to_a_class(project):
+    return project.load("steps").by_extra, lambda: setattr(project.load("settings").Config, "extra", 23)
+
+
+def attribute_deleted_from_a_class(project):
+    config = project.load("settings").Config
+    config.extra = 24
+    return project.load("steps").by_extra, lambda: delattr(config, "extra")
+
+
+def deep_in_a_container(project):
+    return project.load("steps").by_nested, lambda: project.load("settings").NESTED["a"].update(b={"c": 25})
+
+
+def array_that_two_modules_share(project):
+    steps = project.load("steps")
+    return steps.by_shared, lambda: project.load("settings").ARRAY.__setitem__(0, 26)
+
+
 def module_reloaded(project):
     steps = project.load("steps")
 
@@ -209,7 +248,7 @@ STEPS = """
     import numpy as np
     import forgepar as fp
     from PROJECT import settings
-    from PROJECT.settings import SCALE
+    from PROJECT.settings import ARRAY, SCALE
     OWN = 10
     TABLE = np.arange(3)
     LAMBDAS = [lambda x: x + OWN]
@@ -242,8 +281,15 @@ STEPS = """
     def importing(x):
         from PROJECT import settings as found
         return x * found.SCALE
-    def dynamic(x): return x * getattr(settings, "SCA" + "LE")
+    def dynamic(x): return x, getattr(settings, "SCA" + "LE", "gone")
     def evaluated(x): return eval("x * OWN")
+    def guarded(x):
+        try: return x * OWN
+        except NameError: return "gone"
+    def by_extra(x): return x, getattr(settings.Config, "extra", "none")
+    def by_nested(x): return x, settings.NESTED
+    def by_shared(x): return x + int(settings.ARRAY[0]), settings.ARRAY is ARRAY
+    def by_enum(x): return settings.Colour.RED.value + x, settings.Level.HIGH > x, settings.Flag.A | settings.Flag.B
     def by_array(x): return int(TABLE[0]) + x
     @fp.task(retries=1)
     def optioned(x): return x * OWN
@@ -270,6 +316,12 @@ CHANGES = [
     task_with_options,
     lambda_of_the_module,
     function_of_the_caller,
+    name_deleted,
+    name_deleted_that_is_looked_for,
+    attribute_added_to_a_class,
+    attribute_deleted_from_a_class,
+    deep_in_a_container,
+    array_that_two_modules_share,
     module_reloaded,
     edited_and_not_reloaded,
     removed_after_import,
@@ -441,6 +493,33 @@ POINT = """
         def __init__(self, x): self.x = x
     def make(): return Point(1).x
 """
+
+
+def test_enumerations_of_modules_travel(project, warm):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    fn, (runs, pool) = project.load("steps").by_enum, warm
+    assert in_workflow(runs, fn, 1) == fn(1)
+    assert pool.submit(fn, 1).result() == fn(1)
+    project.load("settings").Colour.RED.note = 5
+    assert in_workflow(runs, fn, 1) == fn(1)
+
+
+def test_a_part_that_cannot_be_taken_in_is_refused_by_name_and_harms_no_other_job(project, warm):
+    project.write("settings", SETTINGS)
+    project.write("steps", STEPS)
+    steps, (runs, pool) = project.load("steps"), warm
+    with unittest.mock.patch.object(steps, "helper", return_value=5):
+        steps.helper(1)  # its calls do not survive a pickle
+        future = pool.submit(steps.by_helper, 3)
+        with pytest.raises(fp.CodeMismatch, match="'helper' of module"):
+            future.result()
+        with pytest.raises(fp.WorkflowFailed, match="'helper' of module"):
+            in_workflow(runs, steps.by_helper, 3)
+        assert pool.submit(abs, -3).result() == 3
+    assert pool.submit(steps.by_own, 3).result() == 30
+    assert pool.submit(steps.by_helper, 3).result() == 4
+    assert in_workflow(runs, steps.by_helper, 3) == 4
 
 
 def test_a_class_with_other_slots_is_refused_by_name(project):

@@ -410,6 +410,69 @@ class TestClasses:
         assert said == ["good"]
 
 
+class TestMaking:
+    def test_making_a_class_in_a_worker_repeats_nothing_that_its_bases_did(self, tmp_path, method):
+        said = run_script(
+            tmp_path,
+            """
+            import sys, forgepar as fp
+            class Base:
+                known = {}
+                def __init_subclass__(cls, name=None, **more):
+                    super().__init_subclass__(**more)
+                    if name in Base.known:
+                        raise RuntimeError(f"{name} registered twice")
+                    Base.known[name] = cls
+            class A(Base, name="a"): pass
+            class B(Base, name="b"): pass
+            class Meta(type):
+                made = []
+                def __new__(meta, name, bases, body):
+                    Meta.made.append(name)
+                    return super().__new__(meta, name, bases, body)
+            class S(metaclass=Meta): pass
+            def look(): return sorted(Base.known), A().__class__.__name__, Meta.made, S.__name__
+            def subclasses(): return sorted(kind.__name__ for kind in Base.__subclasses__())
+            with fp.ForgeExecutor(1, start_method=sys.argv[1]) as executor:
+                assert executor.submit(look).result() == look(), executor.submit(look).result()
+                assert executor.submit(subclasses).result() == ["A", "B"]
+                assert executor.submit(look).result() == look()
+            assert Meta.made == ["S"] and len(Base.known) == 2
+            print("good")
+            """,
+            method,
+        )
+        assert said == ["good"]
+
+    def test_what_the_caller_deletes_is_gone(self, tmp_path, method):
+        said = run_script(
+            tmp_path,
+            """
+            import sys, forgepar as fp
+            X = 1
+            class Config:
+                size = 1
+                def method(self): pass
+            def look():
+                try: x = X
+                except NameError: x = "gone"
+                return x, hasattr(Config, "size"), hasattr(Config, "method")
+            with fp.ForgeExecutor(1, start_method=sys.argv[1]) as pool, fp.WorkflowExecutor(1) as runs:
+                def both():
+                    wf = fp.Workflow()
+                    handle = wf.add(look)
+                    return pool.submit(look).result(), runs.run(wf)[handle]
+                assert both() == (look(), look())
+                del X, Config.size, Config.method
+                assert look() == ("gone", False, False)
+                assert both() == (look(), look()), both()
+            print("good")
+            """,
+            method,
+        )
+        assert said == ["good"]
+
+
 class TestTargets:
     @pytest.mark.parametrize("method", METHODS)
     def test_the_body_of_a_file_runs_once(self, tmp_path, method):

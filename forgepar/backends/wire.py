@@ -51,6 +51,7 @@ class Template(NamedTuple):
         base: what the tasks' names begin with.
         timeout: seconds that an attempt may take; None: any number.
         owns: whether the tasks' arguments are private copies throughout, instead of views of memory that others read.
+        parts: numbers of the parts of the caller's modules that its tasks need; None: all that were sent.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Template(NamedTuple):
     base: str = ""
     timeout: float | None = None
     owns: bool = False
+    parts: tuple[int, ...] | None = None
 
 
 class Batch(NamedTuple):

@@ -148,6 +148,7 @@ class _Call(NamedTuple):
         base: what the tasks' names begin with.
         timeout: seconds that an attempt may take.
         owns: whether arguments are private copies.
+        parts: numbers of the parts of the caller's modules that it needs; None: all that were sent.
     """
 
     function: Callable[..., Any]
@@ -158,6 +159,7 @@ class _Call(NamedTuple):
     base: str
     timeout: float | None
     owns: bool
+    parts: tuple[int, ...] | None
 
 
 class Worker:
@@ -198,7 +200,7 @@ class Worker:
         self._batch: Batch | None = None
         self._subflows: list[tuple[int, Wire]] = []
         self._unread: BaseException | None = None
-        self._misfit: BaseException | None = None
+        self._misfits: dict[int, BaseException] = {}
         self._facts = RunFacts("", "", 0, float("inf"))
         self._follower = Follower()
         self._context: TaskContext | None = None
@@ -352,6 +354,8 @@ class Worker:
         if self._new_callables or self._new_templates:
             self._take_in_news()
         call = self._calls[batch.template]
+        if self._misfits:
+            self._refuse_misfits(call)
         if batch.references:
             values = [values[i] for i in array("i", batch.references)]
         if batch.constants:
@@ -365,10 +369,10 @@ class Worker:
         return None if self.capture is None else self.capture.follow
 
     def _take_in_news(self) -> None:
-        with self._follower.staying(self._rule):
+        with self._follower.staying(self._rule), worker_modules.collecting(self._misfits):
             while self._new_callables:
                 number, pickled = self._new_callables.popleft()
-                self._callables[number] = self._take_part(number, pickled) if number < 0 else self._load(pickled)
+                self._callables[number] = self._take_part(number, pickled) if number < 0 else _load_callable(pickled)
         while self._new_templates:
             template = self._new_templates.popleft()
             self._calls[template.number] = self._make_call(template)
@@ -379,13 +383,17 @@ class Worker:
             if number == worker_modules.NEW_RUN:
                 worker_modules.begin_run()
             else:
-                worker_modules.take_part(pickled)
+                worker_modules.take_part(pickled, number)
+            self._misfits.pop(number, None)
         except BaseException as error:
-            self._misfit = self._misfit or error
+            self._misfits[number] = error
         return _nothing
 
-    def _load(self, pickled: bytes) -> Callable[..., Any]:
-        return _load_callable(pickled) if self._misfit is None else _raiser(self._misfit)
+    def _refuse_misfits(self, call: _Call) -> None:
+        """Refuse tasks that need a part of the caller's modules that could not be taken in."""
+        for number, error in self._misfits.items():
+            if call.parts is None or number in call.parts:
+                raise error
 
     def _make_call(self, template: Template) -> _Call:
         layout = Layout(*template.layout)
@@ -399,7 +407,9 @@ class Worker:
         except BaseException as error:
             function = _raiser(error)
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
-        return _Call(function, layout, shared, renewed, is_direct, template.base, template.timeout, template.owns)
+        return _Call(
+            function, layout, shared, renewed, is_direct, template.base, template.timeout, template.owns, template.parts
+        )
 
     def _take_in(self, values: Sequence[Wire]) -> list[Wire]:
         """Keep the coded values that came to be kept, and look up those that were kept before."""
@@ -515,7 +525,7 @@ class Worker:
         self._new_callables = deque[tuple[int, bytes]]()
         self._new_templates = deque[Template]()
         self._kept: dict[int | str, Wire] = {}
-        self._misfit = None  # why modules here cannot be made what the caller has
+        self._misfits.clear()  # why modules here cannot be made what the caller has, by the part
 
 
 def _rows(layout: Layout, count: int, values: Sequence[Wire], constants: Sequence[Wire]) -> Iterable[tuple[Any, ...]]:

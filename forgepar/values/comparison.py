@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import pickle
 import types
-from typing import Any
+from typing import Any, TypeAlias
+
+_Seen: TypeAlias = dict[tuple[int, int], tuple[Any, Any]]
 
 MISSING = object()  # in place of a value that is not there
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -20,12 +22,12 @@ FRESH = "__forgepar_fresh__"  # an attribute of functions that are still to be f
 def same(one: Any, other: Any) -> bool:
     """Tell whether two values are the same by type and content, functions by code, defaults and closure."""
     try:
-        return _same(one, other, set())
+        return _same(one, other, {})
     except RecursionError:
         return False
 
 
-def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+def _same(one: Any, other: Any, seen: _Seen) -> bool:
     kind = type(one)
     if one is other:
         return True
@@ -36,7 +38,7 @@ def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
     pair = (id(one), id(other))
     if pair in seen:
         return True
-    seen.add(pair)
+    seen[pair] = (one, other)  # held, so that no other object gets these ids meanwhile
     if kind in (list, tuple):
         return len(one) == len(other) and all(_same(a, b, seen) for a, b in zip(one, other, strict=True))
     if kind is dict:
@@ -50,7 +52,7 @@ def _typed(value: Any) -> str:
     return f"{type(value).__name__} {value!r}" if type(value) in ATOMS else type(value).__name__
 
 
-def _same_object(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+def _same_object(one: Any, other: Any, seen: _Seen) -> bool:
     if isinstance(one, types.FunctionType):
         return (
             one.__code__ == other.__code__

@@ -14,6 +14,7 @@ of libraries do not: their release is the same.
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import importlib.util
@@ -143,8 +144,10 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) 
         now = get(name, MISSING)
         if now is not value:
             return False
-        if code_mark is not None and not all(map(operator.is_, code_mark, _code_mark(now) or ())):
-            return False
+        if code_mark is not None:
+            mark = _code_mark(now) or ()
+            if len(mark) != len(code_mark) or not all(map(operator.is_, code_mark, mark)):
+                return False
         return content is None or content == _content_mark(now)
 
     return check
@@ -189,7 +192,7 @@ def _roots(found: Found) -> Iterator[Key]:
             yield from _of_reference(reference, fn.__globals__, followed)
         home = fn.__globals__.get("__name__")
         if _can_import(home) and vars(sys.modules.get(str(home), types)) is fn.__globals__:
-            yield from ((str(home), name) for name in _assigned_in(fn.__code__) if name in fn.__globals__)
+            yield from ((str(home), name) for name in _assigned_in(fn.__code__))
     for value in found.named:
         if isinstance(value, types.ModuleType):
             if value.__name__ not in followed and _can_import(value.__name__):
@@ -217,7 +220,9 @@ def _of_reference(reference: Reference, scope: Mapping[str, Any], followed: set[
     home = scope.get("__name__")
     name, *attributes = reference.names
     if name not in scope:
-        if name in _ANY_NAME and _can_import(home):
+        if _can_import(home) and vars(sys.modules.get(str(home), types)) is scope and not hasattr(builtins, name):
+            yield str(home), name  # the caller has deleted it, or a task is to assign it
+        elif name in _ANY_NAME and _can_import(home):
             yield str(home), _WHOLE
         return
     if _can_import(home) and vars(sys.modules.get(str(home), types)) is scope:
@@ -274,10 +279,11 @@ def _make(number: int, key: Key, looks_into_large: bool) -> Part:
     if loaded is None:
         return _of_source(number, module)
     if name == _WHOLE:
-        return Part(number, key, loaded, b"", _uses_of_whole(loaded))
+        names = tuple(vars(loaded))
+        return Part(number, key, loaded, _pickled("names", loaded, name, names), _uses_of_whole(loaded))
     value = vars(loaded).get(name, MISSING)
     if value is MISSING:
-        return Part(number, key, value, b"", ())
+        return Part(number, key, value, _pickled("missing", loaded, name, None), ())
     if isinstance(value, types.ModuleType):
         is_there = value.__name__ in sys.modules and not namespaces.travels_by_value(value.__name__)
         content = _pickled("module", loaded, name, value.__name__) if is_there else b""

@@ -63,7 +63,8 @@ class Space:
         self.module = module
         self.names = vars(module)
         self.origin = origin
-        self.received: dict[str, Any] = {}
+        self.received: dict[str, Any] = {}  # in this run: what told whether the caller has changed a name
+        self.sent: set[str] = set()  # all names that the caller ever sent
 
 
 _spaces: dict[tuple[str, str], Space] = {}
@@ -162,7 +163,9 @@ def names_of(home: Home, wanted: Iterable[str] = ()) -> dict[str, Any]:
     """
     if is_native(home):
         names = vars(sys.modules[home.module])
-        return names if names.keys() >= set(wanted) else dict(home.about)
+        return names if names.keys() >= set(wanted) else {**home.about, "__builtins__": builtins}
+    if home.is_importable and not home.name and not wanted:
+        return {**home.about, "__builtins__": builtins}
     return space_of(home).names
 
 
@@ -210,15 +213,22 @@ def fill_function(fn: types.FunctionType, state: tuple[Any, ...]) -> None:
     Args:
         fn: the function.
         state: its `Home`, its attributes, what is set by attribute, its cells, its globals by name, the keys of values
-            that the caller may change (see `merge`; "()" is that of its defaults), and modules that it needs loaded.
+            that the caller may change (see `merge`; "()" is that of its defaults), modules that it needs loaded, and
+            names that it refers to and the caller does not have.
     """
-    home, attributes, slots, cells, names, keys, _ = state
+    home, attributes, slots, cells, names, keys, _, absent = state
     is_fresh = fn.__dict__.pop(FRESH, False)
     if is_native(home):
         if is_fresh:
             _fill(fn, attributes, slots, cells)
             if fn.__globals__ is not vars(sys.modules[home.module]):
                 fn.__globals__.update(names)
+        return
+    if home.is_importable and not home.name:
+        if is_fresh:
+            _fill(fn, attributes, slots, cells)
+            for name, value in names.items():
+                fn.__globals__.setdefault(name, value)
         return
     space = space_of(home)
     if is_fresh:
@@ -233,6 +243,13 @@ def fill_function(fn: types.FunctionType, state: tuple[Any, ...]) -> None:
             _update_function(fn, attributes, slots)
     keys.pop("()", None)
     merge(space, names, keys, is_callers=home.is_origins)
+    if home.is_origins:
+        for name in space.sent.intersection(absent):
+            space.sent.discard(name)
+            space.received.pop(name, None)
+            if name in space.names:
+                del space.names[name]
+                changed()
 
 
 def _fill(fn: types.FunctionType, attributes: dict[str, Any], slots: dict[str, Any], cells: Any) -> None:
@@ -325,7 +342,7 @@ def make_class(home: Home, identity: str, maker: Callable[..., type], arguments:
         if home.is_importable and home.is_origins and _is_worker:
             _check_shape(known, home, arguments)
         return known
-    cls = maker(*arguments)
+    cls = _quietly_made(maker, arguments)
     _class_by_id[identity] = cls
     _class_ids[cls] = identity
     _unfilled.add(cls)
@@ -334,23 +351,51 @@ def make_class(home: Home, identity: str, maker: Callable[..., type], arguments:
     return cls
 
 
-def _check_shape(cls: type, home: Home, arguments: tuple[Any, ...]) -> None:
-    """Refuse a class of this process that has other bases or slots than the caller's, and cannot be given these."""
-    _, _, bases, options, *_ = arguments
-    if isinstance(options, dict):
-        slots = options.get("__slots__", MISSING)
-        mine = vars(cls).get("__slots__", MISSING)
-        names = [getattr(base, "__qualname__", str(base)) for base in vars(cls).get("__orig_bases__", cls.__bases__)]
+class _Quiet:
+    """A base that keeps the other bases from hearing of a new class: what they do then was done in the caller."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        pass
+
+
+def _quietly_made(maker: Callable[..., type], arguments: tuple[Any, ...]) -> type:
+    """Make a class without ``__init_subclass__`` of its bases, and without ``__new__`` of a metaclass of the script."""
+    meta, name, bases, options = (*arguments, None, None, None, None)[:4]
+    if not isinstance(meta, type) or not isinstance(options, dict) or not all(isinstance(base, type) for base in bases):
+        return maker(*arguments)
+    hears = [
+        vars(kind)["__init_subclass__"] for base in bases for kind in base.__mro__ if "__init_subclass__" in vars(kind)
+    ]
+    is_heard = any(hear is not vars(object)["__init_subclass__"] for hear in hears)
+    makers = [kind for kind in meta.__mro__ if "__new__" in vars(kind) and not travels_by_value(kind.__module__)]
+    try:
+        if not is_heard:
+            return makers[0].__new__(meta, name, bases, dict(options))
+        made: Any = makers[0].__new__(meta, name, (_Quiet, *bases), dict(options))
+        made.__bases__ = bases
+    except TypeError:  # its layout does not allow it
+        return maker(*arguments)
+    cls: type = made
+    return cls
+
+
+def _check_shape(cls: Any, home: Home, arguments: tuple[Any, ...]) -> None:
+    """Refuse a class of this process that has other bases, slots or members than the caller's."""
+    if isinstance(arguments[0], tuple):  # of an enumeration
+        bases, members = arguments[0], arguments[3]
+        is_alike = same({member.name: member.value for member in cls}, members)
+    else:
+        bases, options = arguments[2], arguments[3]
         has_own_slots = typing.NamedTuple not in bases  # else its metaclass makes them
-        if (has_own_slots and not same(mine, slots)) or names != [
-            getattr(base, "__qualname__", str(base)) for base in bases
-        ]:
-            raise CodeMismatch(
-                f"class {home.name!r} of module {home.module!r} has other bases or slots in this worker than in the "
-                "caller, so its source was edited after the caller imported it. Import it anew in the caller.",
-                module=home.module,
-                name=home.name,
-            )
+        is_alike = not has_own_slots or same(vars(cls).get("__slots__", MISSING), options.get("__slots__", MISSING))
+    mine = cls.__bases__ if isinstance(arguments[0], tuple) else vars(cls).get("__orig_bases__", cls.__bases__)
+    if not is_alike or [*map(_base_name, mine)] != [*map(_base_name, bases)]:
+        raise CodeMismatch(
+            f"class {home.name!r} of module {home.module!r} has other bases, slots or members in this worker than in "
+            "the caller, so its source was edited after the caller imported it. Import it anew in the caller.",
+            module=home.module,
+            name=home.name,
+        )
 
 
 def _base_name(base: Any) -> str:
@@ -371,31 +416,42 @@ def fill_class(
         return
     if cls in _unfilled:  # another thread may be at it as well; whoever needs the class has it whole
         setter(cls, attributes)
-        _class_state[cls] = dict(keys)
+        _class_state[cls] = {**dict.fromkeys(attributes[0]), **keys}
         _unfilled.discard(cls)
         return
-    before = _class_state.get(cls)
     if not home.is_origins or not _is_worker or home.origin == token():
         return
-    if before is None:
-        before = _class_state[cls] = {}
-    sent = attributes[0]
+    before = _class_state.get(cls)
+    sent, own = attributes[0], vars(cls)
+    known = {} if before is None else before
     for name, key in keys.items():
-        if before.get(name, MISSING) != key and not same(vars(cls).get(name, MISSING), sent[name]):
+        if known.get(name, MISSING) != key and not same(own.get(name, MISSING), sent[name]):
             setattr(cls, name, sent[name])
             changed()
     for name, value in sent.items():
         if isinstance(value, (types.FunctionType, classmethod, staticmethod, property)):
-            mine = vars(cls).get(name, MISSING)
+            mine = own.get(name, MISSING)
             if mine is not value and not same(mine, value):
                 setattr(cls, name, value)
                 changed()
-    for name in before.keys() - keys.keys():
-        if name in vars(cls):
+    # At the beginning of a run a class has no other attributes than the caller's; later, tasks may have added some.
+    gone = (own.keys() if before is None else before.keys()) - sent.keys()
+    for name in gone:
+        if name in own and not _is_special(cls, name):
             delattr(cls, name)
             changed()
-    before.clear()
-    before.update(keys)
+    _class_state[cls] = {**dict.fromkeys(sent), **keys}
+
+
+def _is_special(cls: Any, name: str) -> bool:
+    """Tell whether an attribute of a class is made for it, by Python or by its metaclass."""
+    is_made = name.startswith("_abc_") or (name.startswith("_") and name.endswith("_"))
+    is_member = name in getattr(cls, "__members__", ())  # of an enumeration
+    return (
+        is_made
+        or is_member
+        or isinstance(vars(cls)[name], (types.MemberDescriptorType, types.GetSetDescriptorType, type))
+    )
 
 
 # Values of names
@@ -423,6 +479,7 @@ def merge(space: Any, values: Mapping[str, Any], keys: Mapping[str, Any], *, is_
             changed()
         if is_callers:
             received[name] = key
+            space.sent.add(name)
 
 
 def put(names: dict[str, Any], name: str, value: Any) -> None:
@@ -440,11 +497,21 @@ def put(names: dict[str, Any], name: str, value: Any) -> None:
             mine.clear()
             mine.update(value)
             return
+        if _is_alike_array(mine, value):
+            mine[...] = value
+            return
         if is_plain_instance(mine):
             vars(mine).clear()
             vars(mine).update(vars(value))
             return
     names[name] = value
+
+
+def _is_alike_array(mine: Any, value: Any) -> bool:
+    kind = type(mine)
+    if (kind.__module__, kind.__name__) != ("numpy", "ndarray"):
+        return False
+    return bool(mine.flags.writeable and mine.shape == value.shape and mine.dtype == value.dtype)
 
 
 def changed() -> None:

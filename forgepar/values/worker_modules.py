@@ -16,6 +16,7 @@ import sys
 import time
 import types
 import warnings
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -24,18 +25,23 @@ from forgepar.values import namespaces
 from forgepar.values.comparison import CACHED, MISSING, same
 from forgepar.values.namespaces import Home, changed, put, space_of, token
 
+_NOTHING = object()  # in place of the key of a value, where the caller has none
 NEW_RUN = -1  # the number of the part that has a worker forget what it was sent for earlier runs
 
 
-def take_part(data: bytes) -> None:
+def take_part(data: bytes, number: int = 0) -> None:
     """Make a name of a module in this worker what it is in the caller: now, or once something imports the module.
+
+    Args:
+        data: the part.
+        number: its number, for `collecting`.
 
     Raises:
         CodeMismatch: it cannot be made so.
         Exception: whatever unpickling the value raises.
     """
     part = pickle.loads(data)
-    kind, origin, module, _, _, content = part
+    kind, origin, module, name, _, content = part
     if origin == token():
         return
     if kind == "source":
@@ -44,18 +50,18 @@ def take_part(data: bytes) -> None:
         _apply(part)
     else:
         _watch_imports()
-        _pending.setdefault(module, []).append(part)
+        _pending.setdefault(module, {})[f"{kind} {name}" if kind == "names" else name] = (*part, number)
 
 
 def _apply(part: tuple[Any, ...]) -> None:
-    kind, origin, module, name, about, content = part
+    kind, origin, module, name, about, content, *_ = part
     space = space_of(Home(origin, module, name, about, True, True))
     names, mine = space.names, space.names.get(name, MISSING)
     if kind == "value":
         key, pickled = content
         if name in names and space.received.get(name, MISSING) == key:
             return
-        value = pickle.loads(pickled)
+        value = _loaded(pickled, module, name)
         if mine is not value and not same(mine, value):
             if not _patched(mine, value):
                 put(names, name, value)
@@ -63,6 +69,11 @@ def _apply(part: tuple[Any, ...]) -> None:
         space.received[name] = key
         if type(value) is CACHED:
             namespaces.note_cache(value)
+    elif kind == "missing":
+        _remove([name], space)
+    elif kind == "names":
+        extra = [n for n in names if n not in content and not n.startswith("__")]
+        _remove([n for n in extra if not isinstance(names[n], types.ModuleType)], space)
     elif kind == "module":
         if getattr(mine, "__name__", None) != content or not isinstance(mine, types.ModuleType):
             names[name] = importlib.import_module(content)
@@ -82,6 +93,30 @@ def _apply(part: tuple[Any, ...]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _loaded(pickled: bytes, module: str, name: str) -> Any:
+    try:
+        return pickle.loads(pickled)
+    except CodeMismatch:
+        raise
+    except Exception as error:
+        raise CodeMismatch(
+            f"{name!r} of module {module!r} cannot be made in this worker what it is in the caller "
+            f"({type(error).__name__}: {error}). Assign it inside the task, or give it as an argument.",
+            module=module,
+            name=name,
+        ) from error
+
+
+def _remove(gone: list[str], space: namespaces.Space) -> None:
+    """Delete names that the caller does not have; what a task or initializer assigns to them later stays."""
+    for name in gone:
+        if space.received.get(name, MISSING) is not _NOTHING:
+            space.received[name] = _NOTHING
+            if name in space.names:
+                del space.names[name]
+                changed()
 
 
 def _patched(mine: Any, value: Any) -> bool:
@@ -127,8 +162,9 @@ def type_name(value: Any) -> str:
 
 # Modules that this worker imports later
 
+_failures: dict[int, BaseException] | None = None
 _BEGAN = time.time()  # seconds since the epoch; a fork server loads this module before any worker begins
-_pending: dict[str, list[tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
+_pending: dict[str, dict[str, tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
 _expected_sources: dict[str, bytes] = {}  # of modules that the caller has not imported
 _loaded_sources: dict[str, bytes] = {}
 
@@ -183,7 +219,7 @@ class _Finder:
                 spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # all that an import asks of one
                 return spec
         if name in _pending:  # its file is gone since the caller imported it; what the caller has of it is here
-            about = _pending[name][0][4]
+            about = next(iter(_pending[name].values()))[4]
             return ModuleSpec(name, _Loader(None), is_package="__path__" in about)  # type: ignore[arg-type]
         return None
 
@@ -220,10 +256,16 @@ class _Loader:
                 if name not in _pending:
                     raise  # else it was broken since the caller imported it
         if name in _pending:
-            for attribute, value in _pending[name][0][4].items():
+            for attribute, value in next(iter(_pending[name].values()))[4].items():
                 vars(module).setdefault(attribute, value)
-        for part in _pending.pop(name, ()):
-            _apply(part)
+        for part in list(_pending.get(name, {}).values()):
+            try:
+                _apply(part)
+            except Exception as error:
+                if _failures is None:
+                    raise  # amid a task: the import fails, and each that follows
+                _failures[part[-1]] = error
+        _pending.pop(name, None)
 
     def _exec_source(self, module: types.ModuleType) -> None:
         name, path = module.__name__, getattr(self._loader, "path", None)
@@ -244,6 +286,17 @@ def source_digest(source: bytes) -> bytes:
     from hashlib import blake2b
 
     return blake2b(source, digest_size=16).digest()
+
+
+@contextlib.contextmanager
+def collecting(failures: dict[int, BaseException]) -> Iterator[None]:
+    """While callables are loaded, note parts that cannot be taken in by their numbers, and let the import succeed."""
+    global _failures  # there is one worker in its process
+    _failures = failures
+    try:
+        yield
+    finally:
+        _failures = None
 
 
 def begin_run() -> None:
