@@ -18,7 +18,7 @@ from typing import Any
 
 from forgepar.bytecode import Reference, references_of, steps_of
 from forgepar.digest_source import unexplained
-from forgepar.libraries import is_users, name_in_library, source_of
+from forgepar.libraries import is_users, name_in_library, package_of, source_of
 from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 from forgepar.tasks import Task
 
@@ -49,7 +49,7 @@ def take_function(walk: Walk, fn: types.FunctionType) -> None:
     _take_closure(walk, fn, is_vouched=False)
     for reference in references_of(fn.__code__):
         if reference.is_import:
-            _take_import(walk, reference, _package_of(fn.__globals__))
+            _take_import(walk, reference, package_of(fn.__globals__))
         else:
             _take_global(walk, reference.names, fn.__globals__)
 
@@ -276,14 +276,6 @@ def _take_import(walk: Walk, reference: Reference, package: str) -> None:
     for submodule in (f"{name}.{part}" for part in taken):
         if source_of(submodule) is not None:
             walk.visit(whole(submodule))
-
-
-def _package_of(scope: Mapping[str, Any]) -> str:
-    package = scope.get("__package__")
-    if package is not None:
-        return str(package)
-    name = str(scope.get("__name__", ""))
-    return name if "__path__" in scope else name.rpartition(".")[0]
 
 
 TAKERS: dict[type, Callable[[Walk, Any], None]] = {

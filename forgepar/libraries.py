@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import sys
 import sysconfig
+from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 _INSTALLED = frozenset(("site-packages", "dist-packages"))
 
@@ -83,6 +85,15 @@ def _find_in(name: str, folders: list[str] | None) -> ModuleSpec | None:
             if spec is not None:
                 return spec
     return None
+
+
+def package_of(scope: Mapping[str, Any]) -> str:
+    """Return the package that relative imports within a module's namespace start from."""
+    package = scope.get("__package__")
+    if package is not None:
+        return str(package)
+    name = str(scope.get("__name__", ""))
+    return name if "__path__" in scope else name.rpartition(".")[0]
 
 
 def release_of(module: str | None) -> str:

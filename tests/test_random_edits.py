@@ -223,7 +223,14 @@ def test_values_are_those_of_the_caller_whatever_it_changes(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
-@pytest.mark.parametrize("store", ["runs.db", None])
-def test_values_are_those_of_the_caller_at_length(tmp_path, monkeypatch, method, store):
-    play_all(tmp_path, monkeypatch, range(1000, 1250), method, store=store)
+@pytest.mark.parametrize(
+    ("method", "store", "seeds"),
+    [
+        ("forkserver", "runs.db", range(1000, 1300)),
+        ("spawn", "runs.db", range(2000, 2100)),
+        ("fork", "runs.db", range(3000, 3100)),
+        ("forkserver", None, range(4000, 4050)),
+    ],
+)
+def test_values_are_those_of_the_caller_at_length(tmp_path, monkeypatch, method, store, seeds):
+    play_all(tmp_path, monkeypatch, seeds, method, store=store)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of
-from forgepar.libraries import is_users, source_of
+from forgepar.libraries import is_users, package_of, source_of
 from forgepar.pickling import Found, dumps_part
 from forgepar.values import namespaces
 from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, same
@@ -215,7 +215,7 @@ def _assigned_in(code: types.CodeType) -> tuple[str, ...]:
 def _of_reference(reference: Reference, scope: Mapping[str, Any], followed: set[str]) -> Iterator[Key]:
     """Yield the names that a reference within a function means."""
     if reference.is_import:
-        yield from _of_import(reference, _package_of(scope))
+        yield from _of_import(reference, package_of(scope))
         return
     home = scope.get("__name__")
     name, *attributes = reference.names
@@ -260,14 +260,6 @@ def _of_import(reference: Reference, package: str) -> Iterator[Key]:
             yield name, _WHOLE
         elif _can_import(f"{name}.{part}") and (f"{name}.{part}" in sys.modules or source_of(f"{name}.{part}")):
             yield f"{name}.{part}", _WHOLE
-
-
-def _package_of(scope: Mapping[str, Any]) -> str:
-    package = scope.get("__package__")
-    if package is not None:
-        return str(package)
-    name = str(scope.get("__name__", ""))
-    return name if "__path__" in scope else name.rpartition(".")[0]
 
 
 # Parts
