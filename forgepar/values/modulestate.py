@@ -131,18 +131,25 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) 
     if name == _WHOLE:
         return lambda: sys.modules.get(module) is loaded and uses == _uses_of_whole(loaded)
     get = vars(loaded).get
-    if type(value) is types.FunctionType and not (value.__closure__ or value.__dict__):
+    where = _home_of(value)
+    if type(value) is types.FunctionType and not (value.__closure__ or value.__dict__) and where is not None:
         fn: Any = value
-        code = fn.__code__
-        if not fn.__defaults__ and not fn.__kwdefaults__:  # 0.1 us
-            return lambda: fn.__code__ is code and not fn.__defaults__ and not fn.__kwdefaults__ and get(name) is fn
+        code, (find, own_name, is_home) = fn.__code__, where
+        if not fn.__defaults__ and not fn.__kwdefaults__:  # 0.2 us
+            return lambda: (
+                fn.__code__ is code
+                and not fn.__defaults__
+                and not fn.__kwdefaults__
+                and (find(own_name) is fn) is is_home
+                and get(name) is fn
+            )
     if type(value) in ATOMS:
         return lambda: (now := get(name, MISSING)) is value or same(now, value)
     code_mark, content = _code_mark(value), _content_mark(value) if looks_into else None
 
     def check() -> bool:
         now = get(name, MISSING)
-        if now is not value:
+        if now is not value or _home_of(value) != where:
             return False
         if code_mark is not None:
             mark = _code_mark(now) or ()
@@ -151,6 +158,15 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) 
         return content is None or content == _content_mark(now)
 
     return check
+
+
+def _home_of(value: Any) -> tuple[Callable[[str], Any], str, bool] | None:
+    """Return where a function or class says that it is, and whether it is there: if not, it does not go by its name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module not in sys.modules or "." in name:
+        return None
+    find = vars(sys.modules[module]).get
+    return find, name, find(name) is value
 
 
 def _code_mark(value: Any) -> tuple[Any, ...] | None:

@@ -62,8 +62,10 @@ def _apply(part: tuple[Any, ...]) -> None:
         if name in names and space.received.get(name, MISSING) == key:
             return
         value = _loaded(pickled, module, name)
-        if mine is not value and not same(mine, value):
-            if not _patched(mine, value):
+        if mine is not value and (_is_of_another(mine, module, name) or not same(mine, value)):
+            # Under another name it may be one that the caller's module of it has no more: it gets no code of that.
+            is_at_home = getattr(value, "__module__", "") == module and getattr(value, "__qualname__", "") == name
+            if not (is_at_home and _patched(mine, value)):
                 put(names, name, value)
             changed()
         space.received[name] = key
@@ -93,6 +95,17 @@ def _apply(part: tuple[Any, ...]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _is_of_another(mine: Any, module: str, name: str) -> bool:
+    """Tell whether what a module has under a name is a function that it imported, and that may change where it is from.
+
+    It is asked where the caller has another object: that module was reloaded, and this name still has the old one.
+    """
+    home = getattr(mine, "__module__", None)
+    if type(mine) is not types.FunctionType or home not in sys.modules or (home, mine.__qualname__) == (module, name):
+        return False
+    return vars(sys.modules[home]).get(mine.__qualname__) is mine
 
 
 def _loaded(pickled: bytes, module: str, name: str) -> Any:
