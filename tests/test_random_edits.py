@@ -180,7 +180,11 @@ def run(executor, functions, x, **options):
     return [result[handle] for handle in handles]
 
 
-def play(folder, executor, store, seed, n_steps):
+def submit(pool, functions, x):
+    return [future.result() for future in [pool.submit(fn, x) for fn in functions]]
+
+
+def play(folder, executor, store, seed, n_steps, values_of=run):
     """Play a sequence of changes and runs; return how many values were compared."""
     chance = random.Random(seed)
     project = Project(folder, chance)
@@ -191,7 +195,7 @@ def play(folder, executor, store, seed, n_steps):
             x = chance.randrange(2, 4)
             expected = inline(functions, x)
             options = {"store": store, "resume": True} if store is not None else {}
-            got = run(executor, functions, x, **options)
+            got = values_of(executor, functions, x, **options)
             names = dict(zip(project.names, zip(expected, got, strict=True), strict=True))
             wrong = {name: pair for name, pair in names.items() if pair[0] != pair[1]}
             assert not wrong, (seed, told, wrong)
@@ -220,6 +224,15 @@ def play_all(tmp_path, monkeypatch, seeds, method, n_steps=5, store="runs.db"):
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 def test_values_are_those_of_the_caller_whatever_it_changes(tmp_path, monkeypatch, method):
     play_all(tmp_path, monkeypatch, range(12), method)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_jobs_see_what_the_caller_has_whatever_it_changes(tmp_path, monkeypatch, method):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with fp.ForgeExecutor(1, start_method=method) as pool:
+        for seed in range(500, 512):
+            assert play(tmp_path, pool, None, seed, 5, submit)
 
 
 @pytest.mark.slow
