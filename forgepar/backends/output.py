@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from forgepar.pickling import dumps_by_value
+from forgepar.values.namespaces import travels_by_value
 
 STDOUT, STDERR, LOG, WARNING, PROGRESS = 1, 2, 3, 4, 5
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
@@ -327,7 +328,13 @@ def _pickled_filters() -> bytes:
         (action, _pattern(message), category, _pattern(module), lineno)
         for action, message, category, module, lineno in given
     ]
-    pickled = _dumps(filters, [])
+    # Not by a look for "__main__" in the pickle, as for records: a filter of the interpreter's own names that module,
+    # and each worker would load cloudpickle for it, which takes 60 ms.
+    by_value = any(travels_by_value(category.__module__) for _, _, category, _, _ in filters)
+    try:
+        pickled = dumps_by_value(filters) if by_value else pickle.dumps(filters, protocol=5)
+    except Exception:
+        pickled = pickle.dumps([], protocol=5)
     _last_filters = given, pickled
     return pickled
 
