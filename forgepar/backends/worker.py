@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
-from forgepar.backends.exceptions import dumps as dumps_exception
 from forgepar.backends.joblibname import know_the_name
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
@@ -603,6 +602,8 @@ def _ordinary(error: BaseException) -> TaskExited:
 
 def _pickled(error: BaseException) -> bytes | None:
     """Pickle an exception, or what stands for it; None where even that fails."""
+    from forgepar.backends.exceptions import dumps as dumps_exception  # most workers need it never
+
     try:
         return dumps_exception(error)
     except BaseException:  # whatever its class does
