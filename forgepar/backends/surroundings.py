@@ -255,19 +255,21 @@ _defaults: dict[bytes, bytes] = {}  # variables that this process has where its 
 _begun = UNKNOWN
 
 
-def begin_as(surroundings: Surroundings, defaults: Mapping[str, str]) -> None:
+def begin_as(surroundings: Surroundings, defaults: Mapping[str, str], *, with_rules: bool = True) -> None:
     """Have this process, which is to be a worker, begin as its caller is.
 
     Args:
         surroundings: the caller's.
         defaults: variables that this process is to have where its caller does not.
+        with_rules: whether to log and warn as the caller does from now on, or from the first batch on: classes of
+            warnings may be of modules that take long to import.
     """
     global _begun  # there is one process
     _defaults.update((os.fsencode(name), os.fsencode(value)) for name, value in defaults.items())
     _begun = here(is_strict=False)
     with suppress(Exception):  # the first batch comes to the same end, and has tasks that can tell of it
-        _follow(surroundings, _begun, follow_rules)
-        _begun = surroundings
+        _follow(surroundings, _begun, follow_rules if with_rules else None)
+        _begun = surroundings if with_rules else surroundings._replace(rules=_begun.rules)
 
 
 class Follower:

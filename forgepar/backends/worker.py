@@ -661,7 +661,7 @@ def begin(start: StartState, threads: int, surroundings: Surroundings, prepare: 
     _refused = start.take_over()  # before there is a thread, which would keep its own affinity and niceness
     namespaces.become_worker()
     watch_parent()
-    begin_as(surroundings, dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    begin_as(surroundings, dict.fromkeys(_THREAD_VARIABLES, str(threads)), with_rules=prepare is not None)
     _limit_threads(threads)
     if prepare is not None:
         prepare()
