@@ -29,7 +29,6 @@ from forgepar.values import namespaces
 from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of
 from forgepar.values.namespaces import Home
 
-_ABOUT = ("__name__", "__package__", "__path__", "__file__")
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars", "__subclasses__"))
 _DISPATCH_CODE: types.CodeType = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
 _SHORT = 64  # bytes or characters of data that is its own key
@@ -113,10 +112,11 @@ def pickler_from(cloudpickle: Any) -> Any:
             submodules = slots.pop("_cloudpickle_submodules", None)
             names, cells = slots.pop("__globals__"), slots.pop("__closure__")
             keys: dict[str, Any] = {}
-            # One that uses nothing of its module but other modules does not have a worker import it.
-            wanted = tuple(names) or (("__name__",) if _ANY_NAME.intersection(names_in(fn.__code__)) else ())
-            if home.is_importable and not name and all(isinstance(part, types.ModuleType) for part in names.values()):
-                wanted = wanted if wanted == ("__name__",) else ()
+            reads_any = bool(_ANY_NAME.intersection(names_in(fn.__code__)))
+            has_modules_alone = not reads_any and all(isinstance(part, types.ModuleType) for part in names.values())
+            wanted = tuple(names) or ("__name__",)
+            if home.is_importable and not name and has_modules_alone:
+                wanted = ()  # a worker need not import the module that it is of
             elif home.is_importable:
                 names = {}
             else:
@@ -275,7 +275,7 @@ def _home_of(value: Any) -> Home | None:
 
 
 def _home(module: str, names: dict[str, Any], name: str, *, by_value: bool = False) -> Home:
-    about = {n: names[n] for n in _ABOUT if n in names}
+    about = namespaces.about(names)
     origin, here = namespaces.origin_of(names), namespaces.token()
     is_importable = not namespaces.travels_by_value(module) and not (by_value and bool(name))
     return Home(origin, module, name, about, is_importable, origin == here)

@@ -38,7 +38,6 @@ _LARGE = 1 << 20  # bytes of a value that not every look goes into; see `ModuleS
 _LARGEST = 16 << 20  # bytes of a value that goes along; of a larger one its digest does
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars"))
 _WHOLE = ""  # in place of a name: all of the module
-_ABOUT = ("__name__", "__package__", "__path__", "__file__")
 
 Key = tuple[str, str]
 
@@ -314,7 +313,7 @@ def _make(number: int, key: Key, looks_into_large: bool) -> Part:
 
 
 def _pickled(kind: str, module: types.ModuleType, name: str, content: Any) -> bytes:
-    about = {n: vars(module)[n] for n in ("__name__", "__package__", "__file__") if n in vars(module)}
+    about = namespaces.about(vars(module))
     return pickle.dumps((kind, namespaces.token(), module.__name__, name, about, content), protocol=5)
 
 

@@ -104,6 +104,14 @@ def origin_of(names: dict[str, Any]) -> str:
     return _foreign_origin.get(id(names)) or token()
 
 
+def about(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a module's namespace says of the module itself."""
+    said = {name: names[name] for name in _ABOUT if name in names}
+    if "__path__" in said:
+        said["__path__"] = list(said["__path__"])  # of a package without __init__.py it cannot be pickled
+    return said
+
+
 def send_by_value(module: str) -> None:
     """Have what a module defines travel by value: other processes are not to import it."""
     _by_value.add(module)
