@@ -26,7 +26,7 @@ from hashlib import blake2b
 from typing import Any
 
 from forgepar.values import namespaces
-from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of
+from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, repeated_in
 from forgepar.values.namespaces import Home
 
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars", "__subclasses__"))
@@ -34,6 +34,7 @@ _DISPATCH_CODE: types.CodeType = functools.singledispatch(lambda _: None).__code
 _SHORT = 64  # bytes or characters of data that is its own key
 _DEEP = 3  # closures within closures that a key looks into
 _SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_METHODS = frozenset((types.FunctionType, classmethod, staticmethod, property))
 _CODE_TYPES = (types.FunctionType, classmethod, staticmethod, property, type, types.ModuleType)
 
 
@@ -155,7 +156,7 @@ def pickler_from(cloudpickle: Any) -> Any:
             module = cls.__module__
             scope = vars(sys.modules[module]) if module in sys.modules else {"__name__": module}
             name = cls.__qualname__ if _is_home(module, cls.__qualname__, cls) else ""
-            attributes = {
+            attributes = _repeated_in(cls) | {
                 n: value for n, value in state[0].items() if n != "__slots__" and not isinstance(value, _SLOT_TYPES)
             }
             # A named tuple's are made by its metaclass, which allows none in the body.
@@ -286,6 +287,16 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """Return the names that code, and the code within it, refers to: globals and attributes."""
     inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(code.co_names).union(*inner)
+
+
+def _repeated_in(cls: type) -> dict[str, Any]:
+    """Return attributes that repeat those of a base: cloudpickle leaves them out, but the base's may change.
+
+    Data that can change in place is left to the base all the same: both are to have one object.
+    """
+    if hasattr(cls, "__members__"):  # an enumeration has what its metaclass gives it
+        return {}
+    return {n: value for n, value in repeated_in(cls).items() if type(value) in ATOMS or type(value) in _METHODS}
 
 
 def _is_data(name: str, value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -391,6 +392,92 @@ def test_a_function_among_the_arguments_is_the_callers(project, warm):
     assert run() == (4, 4)
     steps.helper = lambda x: x * 9
     assert run() == (27, 27)
+
+
+BASES = """
+    class Base:
+        kind = 2
+        names = ["a"]
+        def greet(self): return 1
+    class Model(Base):
+        names = Base.names
+        def value(self): return self.kind, list(self.names), self.greet()
+    model = Model()
+    def told(x): return x, model.value()
+"""
+CHAIN = """
+    from PROJECT import bases
+    last = {1: [bases.model]}
+    def told(x): return x, last[1][0].value()
+"""
+
+
+@pytest.mark.parametrize("attribute", ["kind", "names", "greet"])
+def test_a_class_that_repeats_an_attribute_of_its_base_keeps_it_when_that_changes(project, warm, attribute):
+    project.write("bases", BASES)
+    bases = project.load("bases")
+
+    def check():
+        assert in_workflow(warm[0], bases.told, 3) == bases.told(3) == warm[1].submit(bases.told, 3).result()
+
+    check()
+    setattr(bases.Model, attribute, getattr(bases.Base, attribute))
+    check()
+    setattr(bases.Base, attribute, {"kind": 5, "names": ["b"], "greet": lambda self: 3}[attribute])
+    check()
+    setattr(bases.Model, attribute, getattr(bases.Base, attribute))
+    check()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_of_the_script_that_repeats_an_attribute_of_its_base_keeps_it(method):
+    class Base:
+        kind = 2
+
+    class Model(Base):
+        kind = 2
+
+    def told(x):
+        return x, Model.kind
+
+    with fp.WorkflowExecutor(workers=1, start_method=method) as runs:
+        assert in_workflow(runs, told, 3) == (3, 2)
+        Base.kind = 5
+        assert in_workflow(runs, told, 3) == (3, 2)
+
+
+@pytest.mark.parametrize("module", ["bases", "chain"])
+def test_workers_have_a_class_before_its_instances_where_its_file_is_gone(project, warm, module):
+    project.write("bases", BASES)
+    project.write("chain", CHAIN)
+    loaded = project.load(module)
+    for name in ("bases", "chain"):
+        (project.folder / f"{name}.py").unlink()
+    assert in_workflow(warm[0], loaded.told, 3) == loaded.told(3)
+    assert warm[1].submit(loaded.told, 3).result() == loaded.told(3)
+
+
+def test_workers_have_a_class_before_its_instances_where_both_are_new(project, warm):
+    project.write("bases", BASES)
+    bases = project.load("bases")
+    assert in_workflow(warm[0], bases.told, 3) == bases.told(3) == warm[1].submit(bases.told, 3).result()
+    bases.Later = type("Later", (), {"__module__": bases.__name__, "value": lambda self: 8})
+    bases.model = bases.Later()
+    assert in_workflow(warm[0], bases.told, 3) == (3, 8) == warm[1].submit(bases.told, 3).result()
+
+
+def test_a_package_whose_folder_is_gone_is_a_package_in_workers_too(project, warm):
+    (project.folder / "inner").mkdir()
+    (project.folder / "inner" / "__init__.py").write_text("SCALE = 3\ndef told(x): return x * SCALE, len(__path__)\n")
+    inner = project.load("inner")
+    shutil.rmtree(project.folder / "inner")
+    assert in_workflow(warm[0], inner.told, 3) == (9, 1) == warm[1].submit(inner.told, 3).result()
+
+
+def test_a_nested_function_that_reads_any_name_has_those_of_its_module(project, warm):
+    project.write("dynamic", "import os\nSCALE = 3\ndef made():\n    return lambda x: (os.sep and eval('SCALE * x'))\n")
+    fn = project.load("dynamic").made()
+    assert in_workflow(warm[0], fn, 3) == 9 == warm[1].submit(fn, 3).result()
 
 
 def test_the_class_of_a_value_that_passes_between_tasks_is_the_callers(project):

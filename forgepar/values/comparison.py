@@ -16,6 +16,7 @@ _Seen: TypeAlias = dict[tuple[int, int], tuple[Any, Any]]
 MISSING = object()  # in place of a value that is not there
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 CACHED = type(functools.lru_cache(lambda: None))
+_MADE = frozenset(("__module__", "__dict__", "__weakref__", "__slots__", "__abstractmethods__", "__parameters__"))
 FRESH = "__forgepar_fresh__"  # an attribute of functions that are still to be filled
 
 
@@ -107,6 +108,13 @@ def is_plain_instance(value: Any) -> bool:
 
 class _PLAIN:
     """An instance of it has a `__dict__` and can be referred to weakly, and nothing else."""
+
+
+def repeated_in(cls: type) -> dict[str, Any]:
+    """Return attributes that a class has of its own, and that are the very objects that a base of it has."""
+    bases = [vars(base) for base in cls.__bases__ if base is not object]
+    repeated = {n: value for n, value in vars(cls).items() if any(base.get(n, MISSING) is value for base in bases)}
+    return {n: value for n, value in repeated.items() if n not in _MADE and not n.startswith("_abc_")}
 
 
 def cells_of(fn: types.FunctionType) -> list[Any]:

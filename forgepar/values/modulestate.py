@@ -30,7 +30,7 @@ from forgepar.bytecode import Reference, references_of
 from forgepar.libraries import is_users, package_of, source_of
 from forgepar.pickling import Found, dumps_part
 from forgepar.values import namespaces
-from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, same
+from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, repeated_in, same
 from forgepar.values.worker_modules import NEW_RUN, large_digest, source_digest, type_name
 
 _FIRST = NEW_RUN - 1
@@ -50,18 +50,30 @@ class Part:
         key: module and name.
         pickled: for `worker_modules.take_part`; empty where nothing need be sent.
         uses: other names that it refers to.
+        needs: those of them that must be there for it to be unpickled.
+        rank: above that of each part it needs, but for needs in a circle.
         is_current: tells whether the module has the same under the name as when this was made.
     """
 
-    __slots__ = ("is_current", "key", "number", "pickled", "uses")
+    __slots__ = ("is_current", "key", "needs", "number", "pickled", "rank", "uses")
 
     def __init__(
-        self, number: int, key: Key, value: Any, pickled: bytes, uses: tuple[Key, ...], *, looks_into: bool = True
+        self,
+        number: int,
+        key: Key,
+        value: Any,
+        pickled: bytes,
+        uses: tuple[Key, ...],
+        needs: tuple[Key, ...] = (),
+        *,
+        looks_into: bool = True,
     ) -> None:
         self.number = number
         self.key = key
         self.pickled = pickled
         self.uses = uses
+        self.needs = needs
+        self.rank = -1
         self.is_current = _check_of(key, value, uses, looks_into=looks_into)
 
 
@@ -93,8 +105,9 @@ class ModuleState:
         return [part for part in self.reached_from(roots, anew=anew) if part.pickled]
 
     def reached_from(self, roots: Iterable[Key], *, anew: bool = False) -> list[Part]:
-        """Return the parts of some names and of all that these refer to; see `parts_for`."""
+        """Return the parts of some names and of all that these refer to, each after what it needs; see `parts_for`."""
         seen: dict[Key, Part] = {}
+        has_new = False
         left = list(dict.fromkeys(roots))
         while left:
             key = left.pop()
@@ -106,9 +119,32 @@ class ModuleState:
                 if before is not None and before.pickled == part.pickled:
                     part.number = before.number
                 self._parts[key] = part
+                has_new = True
             seen[key] = part
             left += part.uses
-        return list(seen.values())
+        if has_new:
+            _rank(seen)
+        return sorted(seen.values(), key=_rank_of)
+
+
+_rank_of = operator.attrgetter("rank")
+
+
+def _rank(parts: Mapping[Key, Part]) -> None:
+    """Rank parts by the longest chain of needs below each."""
+    for part in parts.values():
+        part.rank = -1
+    left = list(parts.values())
+    while left:
+        part = left[-1]
+        needs = [parts[key] for key in part.needs if key in parts]
+        new = [need for need in needs if need.rank < 0] if part.rank < 0 else []
+        part.rank = max(part.rank, 0)
+        if new:
+            left += new
+        else:
+            part.rank = max((need.rank + 1 for need in needs), default=0)
+            left.pop()
 
 
 def pickled_parts(found: Found) -> list[bytes]:
@@ -118,7 +154,8 @@ def pickled_parts(found: Found) -> list[bytes]:
 
 def roots_of(found: Found) -> tuple[Key, ...]:
     """Return the names of the user's modules that what a pickler found refers to."""
-    return tuple(dict.fromkeys(_roots(found)))
+    followed: set[str] = set()
+    return tuple(dict.fromkeys(itertools.chain(_used_by(found, followed), _named_by(found, followed))))
 
 
 def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) -> Callable[[], bool]:
@@ -144,14 +181,15 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) 
             )
     if type(value) in ATOMS:
         return lambda: (now := get(name, MISSING)) is value or same(now, value)
-    code_mark, content = _code_mark(value), _content_mark(value) if looks_into else None
+    repeated = tuple(repeated_in(value)) if isinstance(value, type) else ()
+    code_mark, content = _code_mark(value, repeated), _content_mark(value) if looks_into else None
 
     def check() -> bool:
         now = get(name, MISSING)
         if now is not value or _home_of(value) != where:
             return False
         if code_mark is not None:
-            mark = _code_mark(now) or ()
+            mark = _code_mark(now, repeated) or ()
             if len(mark) != len(code_mark) or not all(map(operator.is_, code_mark, mark)):
                 return False
         return content is None or content == _content_mark(now)
@@ -168,12 +206,17 @@ def _home_of(value: Any) -> tuple[Callable[[str], Any], str, bool] | None:
     return find, name, find(name) is value
 
 
-def _code_mark(value: Any) -> tuple[Any, ...] | None:
-    """Return what is looked at by identity to see whether code has changed."""
+def _code_mark(value: Any, repeated: Iterable[str]) -> tuple[Any, ...] | None:
+    """Return what is looked at by identity to see whether code has changed.
+
+    Args:
+        value: a function, a class or data.
+        repeated: attributes in which a class repeats its bases; see `repeated_in`.
+    """
     if type(value) is types.FunctionType:
         return (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__)
     if isinstance(value, type):
-        return tuple(vars(value).values())
+        return (*vars(value).values(), *(vars(base).get(name) for base in value.__bases__ for name in repeated))
     return None
 
 
@@ -200,14 +243,18 @@ def _can_import(module: Any) -> bool:
     return isinstance(module, str) and not namespaces.travels_by_value(module) and is_users(module)
 
 
-def _roots(found: Found) -> Iterator[Key]:
-    followed: set[str] = set()
+def _used_by(found: Found, followed: set[str]) -> Iterator[Key]:
+    """Yield the names that the code of functions refers to."""
     for fn in found.functions:
         for reference in references_of(fn.__code__):
             yield from _of_reference(reference, fn.__globals__, followed)
         home = fn.__globals__.get("__name__")
         if _can_import(home) and vars(sys.modules.get(str(home), types)) is fn.__globals__:
             yield from ((str(home), name) for name in _assigned_in(fn.__code__))
+
+
+def _named_by(found: Found, followed: set[str]) -> Iterator[Key]:
+    """Yield the names that a pickle holds in place of objects; modules that code follows are left to that."""
     for value in found.named:
         if isinstance(value, types.ModuleType):
             if value.__name__ not in followed and _can_import(value.__name__):
@@ -300,16 +347,19 @@ def _make(number: int, key: Key, looks_into_large: bool) -> Part:
         pickled = dumps_part(value, vars(loaded), found)
     except Exception:
         return Part(number, key, value, _pickled("opaque", loaded, name, type_name(value)), ())
-    uses = tuple(use for use in dict.fromkeys(_roots(found)) if use != key)
+    followed: set[str] = set()
+    used = tuple(_used_by(found, followed))
+    needs = tuple(use for use in dict.fromkeys(_named_by(found, followed)) if use != key)
+    uses = tuple(use for use in dict.fromkeys(used + needs) if use != key)
     looks_into = looks_into_large or len(pickled) <= _LARGE
     if len(pickled) > _LARGEST:
         try:
             content = _pickled("large", loaded, name, large_digest(value))
         except Exception:
             content = _pickled("opaque", loaded, name, type_name(value))
-        return Part(number, key, value, content, uses, looks_into=looks_into)
-    digest = source_digest(pickled)
-    return Part(number, key, value, _pickled("value", loaded, name, (digest, pickled)), uses, looks_into=looks_into)
+        return Part(number, key, value, content, uses, needs, looks_into=looks_into)
+    content = _pickled("value", loaded, name, (source_digest(pickled), pickled))
+    return Part(number, key, value, content, uses, needs, looks_into=looks_into)
 
 
 def _pickled(kind: str, module: types.ModuleType, name: str, content: Any) -> bytes:
