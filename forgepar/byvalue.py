@@ -27,7 +27,8 @@ from typing import Any
 
 from forgepar.values import namespaces
 from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, repeated_in
-from forgepar.values.namespaces import Home
+from forgepar.values.current import is_made, is_within
+from forgepar.values.namespaces import Home, Kept, kept
 
 _ANY_NAME = frozenset(("eval", "exec", "globals", "locals", "vars", "__subclasses__"))
 _DISPATCH_CODE: types.CodeType = functools.singledispatch(lambda _: None).__code__  # type: ignore[attr-defined]
@@ -76,6 +77,7 @@ def pickler_from(cloudpickle: Any) -> Any:
         found: Any = None
         scope: Any = None  # the names of a module that other processes can import, whose functions go by value
         root: Any = None  # what goes by value in any case
+        leaves_out = False  # whether a class goes without what cannot be pickled
 
         def reducer_override(self, value: Any) -> Any:
             kind = type(value)
@@ -143,7 +145,7 @@ def pickler_from(cloudpickle: Any) -> Any:
 
         def _reduce_class(self, cls: type) -> Any:
             reduced = super().reducer_override(cls)
-            is_in_scope = cls is self.root
+            is_in_scope = self._is_in_scope(cls)
             if reduced is NotImplemented:
                 if not is_in_scope and not namespaces.travels_by_value(cls.__module__):
                     if self.found is not None:
@@ -165,13 +167,33 @@ def pickler_from(cloudpickle: Any) -> Any:
                 arguments = (*arguments[:3], {**arguments[3], "__slots__": slots}, *arguments[4:])
             keys = self._keys({n: value for n, value in attributes.items() if _is_data(n, value)})
             home = _home(module, scope, name, by_value=not is_in_scope)
+            if self.leaves_out and is_in_scope:
+                attributes = {
+                    n: value if self._travels(value) else self._kept(value) for n, value in attributes.items()
+                }
             made = (home, namespaces.class_id(cls), maker, arguments)
             state = (home, setter, (attributes, *state[1:]), keys)
             return namespaces.make_class, made, state, None, None, namespaces.fill_class
 
+        def _is_in_scope(self, value: Any) -> bool:
+            return value is self.root or is_within(value, self.root)
+
+        def _travels(self, value: Any) -> bool:
+            def again(*arguments: Any, **options: Any) -> Any:
+                made = Pickler(*arguments, **options)
+                made.scope, made.root = self.scope, self.root
+                return made
+
+            return _can_travel(value, again)
+
+        def _kept(self, value: Any) -> Kept:
+            if self.found is not None:
+                self.found.left_out.append(value)
+            return kept(value)
+
         def _reduce_cached(self, cached: Any) -> Any:
             home = _home_of(cached)
-            if home is not None and home.name and home.is_importable and cached is not self.root:
+            if home is not None and home.name and home.is_importable and not self._is_in_scope(cached):
                 if self.found is not None:
                     self.found.named.append(cached)
                 return NotImplemented
@@ -180,7 +202,7 @@ def pickler_from(cloudpickle: Any) -> Any:
 
         def _reduce_dispatch(self, fn: Any) -> Any:
             home = _home_of(fn)
-            if home is not None and home.name and home.is_importable and fn is not self.root:
+            if home is not None and home.name and home.is_importable and not self._is_in_scope(fn):
                 if self.found is not None:
                     self.found.named.append(fn)
                 return super().reducer_override(fn)
@@ -195,13 +217,11 @@ def pickler_from(cloudpickle: Any) -> Any:
     class Shallow(Pickler):
         """Pickles data for its digest: of code only which object it is, so that no code is looked into twice."""
 
-        def reducer_override(self, value: Any) -> Any:
-            kind = type(value)
-            if isinstance(value, (types.FunctionType, type)) or kind is CACHED:
+        def persistent_id(self, value: Any) -> Any:
+            if isinstance(value, (types.FunctionType, type)) or type(value) is CACHED:
                 module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-                code = getattr(value, "__code__", None)
-                return _as_code, ("", str(module), name, id(value), id(code))
-            return NotImplemented
+                return str(module), name, id(value), id(getattr(value, "__code__", None))
+            return None
 
     def digest(value: Any) -> bytes:
         """Return a digest of a value's pickle; buffers are read where they are."""
@@ -231,7 +251,7 @@ def _key(value: Any, digest: Callable[[Any], bytes], depth: int = 0) -> Any:
             return None
         cells = cells_of(value) if depth < _DEEP else []
         return (id(value), id(value.__code__), tuple(_key(cell, digest, depth + 1) for cell in cells))
-    if isinstance(value, _CODE_TYPES) or kind is CACHED or value is MISSING:
+    if isinstance(value, (*_CODE_TYPES, functools.singledispatchmethod)) or kind is CACHED or value is MISSING:
         return None
     try:
         return digest(value)
@@ -300,8 +320,7 @@ def _repeated_in(cls: type) -> dict[str, Any]:
 
 
 def _is_data(name: str, value: Any) -> bool:
-    is_made_for_it = name.startswith("_abc_") or (name.startswith("_") and name.endswith("_"))  # by its metaclass
-    return not is_made_for_it and not isinstance(value, _CODE_TYPES)
+    return not is_made(name) and not isinstance(value, _CODE_TYPES)
 
 
 def _reduce_cached_property(value: Any) -> tuple[Any, ...]:

@@ -44,20 +44,21 @@ def dumps_by_value(
         return file.getvalue()
 
 
-def dumps_part(value: Any, scope: dict[str, Any], found: Found) -> bytes:
+def dumps_part(value: Any, scope: dict[str, Any], found: Found, *, leaves_out: bool = False) -> bytes:
     """Pickle what a module has under a name, with its functions by value even if others can import the module.
 
     Args:
         value: what it has.
         scope: its names.
         found: takes in what was come across.
+        leaves_out: whether a class goes without what in it cannot be pickled; where it arrives, that stays as it is.
 
     Raises:
         Exception: whatever the value's own pickling raises.
     """
     with io.BytesIO() as file:
         pickler = _pickler()(file, protocol=5)
-        pickler.found, pickler.scope, pickler.root = found, scope, value
+        pickler.found, pickler.scope, pickler.root, pickler.leaves_out = found, scope, value, leaves_out
         pickler.dump(value)
         return file.getvalue()
 
@@ -212,9 +213,11 @@ class Found:
         functions: functions that travelled by value.
         named: functions, classes and modules that travelled by name.
         keys: for each global name that was sent, by module and name: what tells whether the caller has changed it.
+        left_out: what in a class stayed behind.
     """
 
     def __init__(self) -> None:
+        self.left_out: list[Any] = []
         self.functions: list[types.FunctionType] = []
         self.named: list[Any] = []
         self.keys: dict[tuple[str, str], Any] = {}

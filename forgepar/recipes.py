@@ -19,7 +19,7 @@ from forgepar.jobs import Called, CallerState, Job, JobFuture, Owner, Recipe, St
 from forgepar.pickling import Found, dumps_by_value
 from forgepar.tasks import Options, Task, base_name
 from forgepar.values.arena import Arena
-from forgepar.values.codec import FIXED, Wire, encode, is_plain, is_segment
+from forgepar.values.codec import FIXED, Wire, encode, is_segment
 from forgepar.values.culprit import culprit
 from forgepar.values.modulestate import ModuleState, roots_of
 from forgepar.values.modulestate import Part as ModulePart
@@ -85,7 +85,7 @@ class Recipes:
         kinds = [loading.place(value, position) for position, value in enumerate(args)]
         kinds += [loading.place(value, name) for name, value in kwargs.items()]
         more = [part for source in loading.sources for part in source.parts]
-        if loading.found is not None:
+        if loading.found.functions or loading.found.named:
             more += self.parts_of(loading.found)
         recipe = self._recipe(called, surroundings, tuple(kinds), tuple(kwargs), more)
         future.parts = recipe.parts
@@ -207,7 +207,7 @@ class _Loading:
         self.constants: list[Wire] = []
         self.sources: list[JobFuture] = []
         self.held: list[Stored] = []
-        self.found = found
+        self.found = found or Found()
 
     def place(self, value: Any, position: int | str) -> int:
         """Take in an argument and return its kind."""
@@ -220,8 +220,6 @@ class _Loading:
         n_before = len(self.sources)
         lifted = lift(value, self._take)
         try:
-            if self.found is None and not is_plain(lifted):
-                self.found = Found()
             wire = self._recipes.encode(lifted, self._where, self.found)
         except Exception as error:
             name = f"args[{position}]" if isinstance(position, int) else f"kwargs[{position!r}]"

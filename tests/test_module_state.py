@@ -480,6 +480,118 @@ def test_a_nested_function_that_reads_any_name_has_those_of_its_module(project, 
     assert in_workflow(warm[0], fn, 3) == 9 == warm[1].submit(fn, 3).result()
 
 
+KINDS = """
+    import collections, functools, threading
+    import numpy as np
+    SCALE = 2
+    class Box:
+        def __init__(self): self.n = 1
+    def synced(fn):
+        lock = threading.Lock()
+        @functools.wraps(fn)
+        def inner(*args):
+            with lock: return fn(*args)
+        return inner
+    class Model:
+        lock = threading.Lock() if LOCKED else None
+        array = np.zeros(3)
+        box = Box()
+        items = collections.deque([1])
+        table = {"box": Box()}
+        limit = 3
+        def value(self): return 1
+        def default(self, x=[]): return len(x)
+        @property
+        def read(self): return 1
+        @classmethod
+        def of_class(cls): return 1
+        @staticmethod
+        def static(): return 1
+        @functools.cached_property
+        def once(self): return 1
+        @functools.lru_cache
+        def cached(self): return 1
+        class Inner:
+            n = 1
+            def get(self): return 1
+        dispatch = functools.singledispatchmethod(lambda self, x: 1)
+        part = functools.partialmethod(value)
+    class Config:
+        factor = 1
+        def __init__(self): self.lock, self.limit, self.names = threading.Lock(), 3, ["a"]
+        def get(self): return self.limit * self.factor, list(self.names), hasattr(self, "extra")
+    config = Config()
+    STATE = {"lock": threading.Lock(), "limit": 3}
+    @synced
+    def sync(x): return x * SCALE
+    def told(x):
+        model, inner = Model(), Model.Inner()
+        return (
+            x, float(model.array[0]), model.box.n, list(model.items), model.table["box"].n, model.limit, model.value(),
+            model.default(), model.read, model.of_class(), model.static(), model.once, model.cached(), inner.n,
+            inner.get(), model.dispatch(2), model.part(), config.get(), STATE["limit"], "new" in STATE, sync(x),
+        )
+"""
+
+
+def changes_within(kinds):
+    """Yield what may change within a class, or beside something that cannot be pickled, without a name assigned."""
+    model, own = kinds.Model, vars(kinds.Model)
+    method, function = (lambda self: 2).__code__, (lambda: 2).__code__
+    yield "array", lambda: model.array.__setitem__(0, 5)
+    yield "attribute of an attribute", lambda: setattr(model.box, "n", 5)
+    yield "deque", lambda: model.items.append(4)
+    yield "deep in a dict", lambda: setattr(model.table["box"], "n", 9)
+    yield "data", lambda: setattr(model, "limit", 9)
+    yield "code of a method", lambda: setattr(model.value, "__code__", method)
+    yield "default in place", lambda: model.default.__defaults__[0].append(1)
+    yield "defaults", lambda: setattr(model.default, "__defaults__", ([1, 2, 3],))
+    yield "code of a property", lambda: setattr(own["read"].fget, "__code__", method)
+    yield "code of a class method", lambda: setattr(own["of_class"].__func__, "__code__", method)
+    yield "code of a static method", lambda: setattr(own["static"].__func__, "__code__", function)
+    yield "code of a cached property", lambda: setattr(own["once"].func, "__code__", method)
+    yield "code of a cached method", lambda: setattr(model.cached.__wrapped__, "__code__", method)
+    yield "nested class", lambda: setattr(model.Inner, "n", 5)
+    yield "method of a nested class", lambda: setattr(model.Inner, "get", lambda self: 8)
+    yield "dispatch", lambda: own["dispatch"].register(int, lambda self, x: 7)
+    yield "global of a function with a lock", lambda: setattr(kinds, "SCALE", 5)
+    yield "attribute beside a lock", lambda: setattr(kinds.config, "limit", 9)
+    yield "list beside a lock", lambda: kinds.config.names.append("b")
+    yield "new attribute beside a lock", lambda: setattr(kinds.config, "extra", 1)
+    yield "attribute gone beside a lock", lambda: delattr(kinds.config, "extra")
+    yield "class of what has a lock", lambda: setattr(kinds.Config, "factor", 4)
+    yield "method of what has a lock", lambda: setattr(kinds.Config, "get", lambda self: self.limit)
+    yield "item beside a lock", lambda: kinds.STATE.update(limit=8, new=1)
+    yield "item gone beside a lock", lambda: kinds.STATE.pop("new")
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_changes_within_classes_and_beside_locks_reach_warm_workers(project, warm, locked):
+    project.write("kinds", KINDS.replace("LOCKED", str(locked)))
+    kinds = project.load("kinds")
+    wrong = {}
+    for name, change in [("nothing", lambda: None), *changes_within(kinds)]:
+        change()
+        kinds.Model.cached.cache_clear()
+        expected = kinds.told(3)
+        got = in_workflow(warm[0], kinds.told, 3), warm[1].submit(kinds.told, 3).result()
+        if got != (expected, expected):
+            wrong[name] = (expected, *got)
+    assert not wrong
+
+
+def test_code_that_cannot_be_sent_and_differs_is_refused_by_name(project, warm):
+    project.write("kinds", KINDS.replace("LOCKED", "True"))
+    kinds = project.load("kinds")
+    assert in_workflow(warm[0], kinds.told, 3) == kinds.told(3) == warm[1].submit(kinds.told, 3).result()
+    kinds.sync.__wrapped__.__code__ = (lambda x: x + 7).__code__
+    with pytest.raises(fp.WorkflowFailed, match=r"'sync' of module .* has other code") as failed:
+        in_workflow(warm[0], kinds.told, 3)
+    assert isinstance(failed.value.exceptions[0], fp.CodeMismatch)
+    with pytest.raises(fp.CodeMismatch, match=r"'sync' of module .* has other code"):
+        warm[1].submit(kinds.told, 3).result()
+
+
 def test_the_class_of_a_value_that_passes_between_tasks_is_the_callers(project):
     project.write("settings", SETTINGS)
     settings = project.load("settings")

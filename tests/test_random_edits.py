@@ -25,6 +25,9 @@ FUNCTIONS = {
     "by_dict": "def by_dict(x): return x + OPTIONS['add'] * {0}",
     "by_list": "def by_list(x): return [x] + LIST",
     "by_class": "def by_class(x): return Model(x).value() + {0}",
+    "by_nested": "def by_nested(x): return Model.Inner.n + x, len(Model.table), Model.counts['n']",
+    "by_locked": "def by_locked(x): return x * locked.limit + {0}",
+    "synced": "@with_lock\ndef synced(x): return x + SCALE",
     "by_instance": "def by_instance(x): return x + model.value()",
     "by_default": "def by_default(x, more={0}, names=('a', {0})): return x + more, names",
     "cached": "@functools.lru_cache\ndef cached(x): return x * SCALE + {0}",
@@ -40,6 +43,7 @@ FUNCTIONS = {
 }
 HEAD = """
 import functools
+import threading
 import forgepar as fp
 from {1} import other
 from {1}.other import shift
@@ -52,7 +56,20 @@ class Model(Base):
     scale = {0}
     def __init__(self, x=1): self.x = x
     def value(self): return self.x * self.scale + self.kind
+    table = [{2}]
+    counts = {{'n': {0}}}
+    class Inner:
+        n = {2}
 model = Model({2})
+class Locked:
+    def __init__(self): self.lock, self.limit = threading.Lock(), {0}
+locked = Locked()
+def with_lock(fn):
+    lock = threading.Lock()
+    @functools.wraps(fn)
+    def wrapper(x):
+        with lock: return fn(x)
+    return wrapper
 def twice(fn):
     @functools.wraps(fn)
     def wrapper(x): return fn(fn(x)) + {2}
@@ -127,6 +144,20 @@ class Project:
     def change_method(self):
         number = self.number()
         self.steps.Model.value = lambda model: model.x - number
+
+    def change_within_class(self):
+        model = self.steps.Model
+        self.chance.choice(
+            [
+                lambda: model.table.append(1),
+                lambda: model.counts.update(n=self.number()),
+                lambda: setattr(model.Inner, "n", self.number()),
+                lambda: setattr(model.value, "__code__", (lambda self: self.x + self.kind).__code__),
+            ]
+        )()
+
+    def change_locked(self):
+        self.steps.locked.limit = self.number()
 
     def replace_function(self):
         number, name = self.number(), self.chance.choice(["plain", "by_global", "by_class"])

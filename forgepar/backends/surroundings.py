@@ -25,12 +25,14 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from forgepar.backends.output import UNRULED, Rules, follow_rules, rules_here
 from forgepar.errors import WorkingFolderGone
 
 _MOST_REMEMBERED = 64  # surroundings that a `Lookout` finds again: a block that patches a variable makes two
+_MOST_PATH = 4097  # bytes, the closing zero included
 _STANDARD_DECIMAL = (28, "ROUND_HALF_EVEN", -999999, 999999, 1, 0, ("DivisionByZero", "InvalidOperation", "Overflow"))
 
 Rule: TypeAlias = Callable[[Rules, Rules], None]  # what `output.follow_rules` is
@@ -135,6 +137,22 @@ def _folder(is_strict: bool) -> str:
         ) from None
 
 
+def _folder_reader() -> Callable[[], object]:
+    """Return what reads the working directory without giving up the interpreter's lock.
+
+    `os.getcwd` does, and so has whoever submits wait for the thread that ships jobs, 10 us at each submission. What is
+    returned is for comparing alone; of a deleted folder it is None, or another text than before.
+    """
+    ctypes = sys.modules.get("ctypes")  # numpy has loaded it
+    try:
+        read = ctypes.PyDLL(None).getcwd  # type: ignore[union-attr]
+    except (AttributeError, OSError):
+        return partial(_folder, is_strict=True)
+    buffer = ctypes.create_string_buffer(_MOST_PATH)  # type: ignore[union-attr]
+    read.restype = ctypes.c_char_p  # type: ignore[union-attr]
+    return partial(read, ctypes.cast(buffer, ctypes.c_void_p), ctypes.c_size_t(_MOST_PATH))  # type: ignore[union-attr]
+
+
 def _text(entries: list[Any]) -> list[str]:
     """Copy a list of text; what else users put there is turned into text, as it could not be unpickled everywhere."""
     if {str}.issuperset(map(type, entries)):
@@ -192,6 +210,7 @@ class Lookout:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._known: OrderedDict[bytes, Moment] = OrderedDict()
+        self._read_folder = _folder_reader()
         self._levels_mark = object()
         self._seen: tuple[Any, ...] = ()
         self._last = Moment(0, b"")
@@ -203,7 +222,8 @@ class Lookout:
             WorkingFolderGone: the working directory was deleted.
         """
         # `setLevel` and `disable` clear these caches, of all loggers.
-        if self._levels_mark in logging.root._cache and self._seen == _at_a_glance():  # type: ignore[attr-defined]
+        is_level = self._levels_mark in logging.root._cache  # type: ignore[attr-defined]
+        if is_level and self._seen == _at_a_glance(self._read_folder()):
             return self._last
         with self._lock:
             return self._look_closely()
@@ -213,7 +233,7 @@ class Lookout:
         cache.pop(self._levels_mark, None)
         mark = object()
         cache[mark] = True  # before levels are read: who changes one meanwhile removes it
-        variables, path, argv, filters, *others = _at_a_glance()
+        variables, path, argv, filters, *others = _at_a_glance(self._read_folder())
         seen = (variables.copy(), path[:], argv[:], filters[:], *others)
         packed = pack(here())
         known = self._known.get(packed)
@@ -227,14 +247,14 @@ class Lookout:
         return known
 
 
-def _at_a_glance() -> tuple[Any, ...]:
-    """Return what is quick to look at; the first four are not copies."""
+def _at_a_glance(folder: object) -> tuple[Any, ...]:
+    """Return what is quick to look at, beside the folder; the first four are not copies."""
     return (
         _variables(),
         sys.path,
         sys.argv,
         warnings.filters,
-        _folder(is_strict=True),
+        folder,
         _cheap_settings(),
         _cheap_decimal(),
     )

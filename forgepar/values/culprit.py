@@ -10,8 +10,7 @@ from typing import Any
 from forgepar.byvalue import names_in
 from forgepar.pickling import dumps_by_value
 from forgepar.values.comparison import MISSING, cells_of
-from forgepar.values.namespaces import travels_by_value
-from forgepar.values.worker_modules import type_name
+from forgepar.values.namespaces import travels_by_value, type_name
 
 _DEEP = 30  # parts of parts that are looked into
 _FIRST_ITEMS = 1000  # of a container that are tried

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import itertools
 import mmap
 import pickle
 import sys
@@ -220,6 +221,8 @@ def renewing(fn: Callable[..., Any], *, owns: bool = False) -> Callable[..., Any
 def _share(rows: Sequence[Any]) -> bool:
     """Tell whether two rows have something in them that can be changed and is the same object in both."""
     if len(rows) < 2:
+        return False
+    if {tuple}.issuperset(map(type, rows)) and _FROZEN.issuperset(map(type, itertools.chain.from_iterable(rows))):
         return False
     seen: set[int] = set()
     for row in rows:

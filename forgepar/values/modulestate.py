@@ -30,8 +30,10 @@ from forgepar.bytecode import Reference, references_of
 from forgepar.libraries import is_users, package_of, source_of
 from forgepar.pickling import Found, dumps_part
 from forgepar.values import namespaces
-from forgepar.values.comparison import ATOMS, CACHED, MISSING, cells_of, repeated_in, same
-from forgepar.values.worker_modules import NEW_RUN, large_digest, source_digest, type_name
+from forgepar.values.comparison import CACHED, MISSING, is_plain_instance
+from forgepar.values.current import check_of, fields_of, functions_in, large_digest
+from forgepar.values.namespaces import Kept, kept, type_name
+from forgepar.values.worker_modules import NEW_RUN, source_digest
 
 _FIRST = NEW_RUN - 1
 _LARGE = 1 << 20  # bytes of a value that not every look goes into; see `ModuleState`
@@ -66,7 +68,7 @@ class Part:
         uses: tuple[Key, ...],
         needs: tuple[Key, ...] = (),
         *,
-        looks_into: bool = True,
+        check: Callable[..., Callable[[], bool]] = check_of,
     ) -> None:
         self.number = number
         self.key = key
@@ -74,7 +76,7 @@ class Part:
         self.uses = uses
         self.needs = needs
         self.rank = -1
-        self.is_current = _check_of(key, value, uses, looks_into=looks_into)
+        self.is_current = _check_of(key, value, uses, check)
 
 
 class ModuleState:
@@ -158,7 +160,9 @@ def roots_of(found: Found) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(itertools.chain(_used_by(found, followed), _named_by(found, followed))))
 
 
-def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) -> Callable[[], bool]:
+def _check_of(
+    key: Key, value: Any, uses: tuple[Key, ...], check: Callable[..., Callable[[], bool]]
+) -> Callable[[], bool]:
     """Return what tells whether a module still has a value under a name; it is called at each submission."""
     module, name = key
     loaded = sys.modules.get(module)
@@ -166,74 +170,7 @@ def _check_of(key: Key, value: Any, uses: tuple[Key, ...], *, looks_into: bool) 
         return lambda: False  # its source may have been edited
     if name == _WHOLE:
         return lambda: sys.modules.get(module) is loaded and uses == _uses_of_whole(loaded)
-    get = vars(loaded).get
-    where = _home_of(value)
-    if type(value) is types.FunctionType and not (value.__closure__ or value.__dict__) and where is not None:
-        fn: Any = value
-        code, (find, own_name, is_home) = fn.__code__, where
-        if not fn.__defaults__ and not fn.__kwdefaults__:  # 0.2 us
-            return lambda: (
-                fn.__code__ is code
-                and not fn.__defaults__
-                and not fn.__kwdefaults__
-                and (find(own_name) is fn) is is_home
-                and get(name) is fn
-            )
-    if type(value) in ATOMS:
-        return lambda: (now := get(name, MISSING)) is value or same(now, value)
-    repeated = tuple(repeated_in(value)) if isinstance(value, type) else ()
-    code_mark, content = _code_mark(value, repeated), _content_mark(value) if looks_into else None
-
-    def check() -> bool:
-        now = get(name, MISSING)
-        if now is not value or _home_of(value) != where:
-            return False
-        if code_mark is not None:
-            mark = _code_mark(now, repeated) or ()
-            if len(mark) != len(code_mark) or not all(map(operator.is_, code_mark, mark)):
-                return False
-        return content is None or content == _content_mark(now)
-
-    return check
-
-
-def _home_of(value: Any) -> tuple[Callable[[str], Any], str, bool] | None:
-    """Return where a function or class says that it is, and whether it is there: if not, it does not go by its name."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module not in sys.modules or "." in name:
-        return None
-    find = vars(sys.modules[module]).get
-    return find, name, find(name) is value
-
-
-def _code_mark(value: Any, repeated: Iterable[str]) -> tuple[Any, ...] | None:
-    """Return what is looked at by identity to see whether code has changed.
-
-    Args:
-        value: a function, a class or data.
-        repeated: attributes in which a class repeats its bases; see `repeated_in`.
-    """
-    if type(value) is types.FunctionType:
-        return (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__)
-    if isinstance(value, type):
-        return (*vars(value).values(), *(vars(base).get(name) for base in value.__bases__ for name in repeated))
-    return None
-
-
-def _content_mark(value: Any) -> object:
-    """Return what is compared to see whether data has changed; None: identity tells."""
-    if type(value) in ATOMS or isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-        return None
-    if type(value) is types.FunctionType:
-        inner = (cells_of(value), value.__defaults__, value.__kwdefaults__, value.__dict__)
-        return _content_mark(inner) if any(inner) else None
-    if isinstance(value, type):
-        content = {name: part for name, part in vars(value).items() if type(part) in (dict, list, set, bytearray)}
-        return _content_mark(content) if content else None
-    try:
-        return large_digest(value)
-    except Exception:
-        return object()  # equal to no other: to be looked at each time
+    return check(vars(loaded), name, value)
 
 
 # Names
@@ -342,24 +279,66 @@ def _make(number: int, key: Key, looks_into_large: bool) -> Part:
         is_there = value.__name__ in sys.modules and not namespaces.travels_by_value(value.__name__)
         content = _pickled("module", loaded, name, value.__name__) if is_there else b""
         return Part(number, key, value, content, ())
-    found = Found()
-    try:
-        pickled = dumps_part(value, vars(loaded), found)
-    except Exception:
-        return Part(number, key, value, _pickled("opaque", loaded, name, type_name(value)), ())
+    found, pickled = _dumps(value, loaded)
+    if pickled is None:
+        return _make_opaque(number, key, value, loaded)
     followed: set[str] = set()
     used = tuple(_used_by(found, followed))
     needs = tuple(use for use in dict.fromkeys(_named_by(found, followed)) if use != key)
     uses = tuple(use for use in dict.fromkeys(used + needs) if use != key)
-    looks_into = looks_into_large or len(pickled) <= _LARGE
+    check = functools.partial(check_of, looks_into=looks_into_large or len(pickled) <= _LARGE, without=found.left_out)
     if len(pickled) > _LARGEST:
         try:
             content = _pickled("large", loaded, name, large_digest(value))
         except Exception:
-            content = _pickled("opaque", loaded, name, type_name(value))
-        return Part(number, key, value, content, uses, needs, looks_into=looks_into)
+            content = _pickled("opaque", loaded, name, kept(value))
+        return Part(number, key, value, content, uses, needs, check=check)
     content = _pickled("value", loaded, name, (source_digest(pickled), pickled))
-    return Part(number, key, value, content, uses, needs, looks_into=looks_into)
+    return Part(number, key, value, content, uses, needs, check=check)
+
+
+def _make_opaque(number: int, key: Key, value: Any, module: types.ModuleType) -> Part:
+    """Return the part of what cannot be pickled: of a dict or plain instance all in it that can, of other things none.
+
+    What its code refers to is compared all the same.
+    """
+    found = Found()
+    found.functions += functions_in(value)
+    found.named.append(type(value))
+    by_fields = type(value) is dict or is_plain_instance(value)
+    if by_fields:
+        fields: dict[Any, bytes | Kept] = {}
+        for name, field in fields_of(value).items():
+            try:
+                fields[name] = dumps_part(field, vars(module), found)
+            except Exception:
+                found.left_out.append(field)
+                fields[name] = kept(field)
+        sent: Any = ("fields", module, key[1], (type_name(value), fields))
+    else:
+        sent = ("opaque", module, key[1], kept(value))
+    followed: set[str] = set()
+    uses = tuple(dict.fromkeys((*_used_by(found, followed), *_named_by(found, followed))))
+    try:
+        content = _pickled(*sent)
+    except Exception:  # the keys of the dict
+        content, by_fields = _pickled("opaque", module, key[1], kept(value)), False
+    check = functools.partial(check_of, without=found.left_out, by_fields=by_fields, looks_into=by_fields)
+    return Part(number, key, value, content, uses, check=check)
+
+
+def _dumps(value: Any, module: types.ModuleType) -> tuple[Found, bytes | None]:
+    """Pickle a value, a class if need be without what in it cannot be; None: it cannot be sent."""
+    for leaves_out in (False, True):
+        found = Found()
+        try:
+            pickled = dumps_part(value, vars(module), found, leaves_out=leaves_out)
+            found.functions += [fn for part in found.left_out for fn in functions_in(part)]
+            return found, pickled
+        except Exception:
+            if not isinstance(value, type):
+                break
+    return found, None
 
 
 def _pickled(kind: str, module: types.ModuleType, name: str, content: Any) -> bytes:

@@ -21,16 +21,19 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import marshal
 import os
 import sys
 import types
 import typing
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from forgepar.errors import CodeMismatch
 from forgepar.values.comparison import CACHED, FRESH, MISSING, is_plain_instance, same
+from forgepar.values.current import functions_in, is_made
 
 _ABOUT = ("__name__", "__package__", "__path__", "__file__")  # of a module, for relative imports and `__file__`
 _RANDOM = os.urandom(8).hex()
@@ -54,6 +57,52 @@ class Home(NamedTuple):
     about: Mapping[str, Any]
     is_importable: bool
     is_origins: bool
+
+
+class Kept(NamedTuple):
+    """In place of what cannot be pickled: where this arrives, what is there is kept.
+
+    Attributes:
+        type_name: of what it stands for.
+        codes: the code in it, marshalled; what is kept must have the same.
+    """
+
+    type_name: str
+    codes: tuple[bytes, ...]
+
+
+def kept(value: Any) -> Kept:
+    """Return what travels in place of a value that cannot."""
+    return Kept(type_name(value), tuple([marshal.dumps(fn.__code__) for fn in functions_in(value)]))
+
+
+def check_kept(mine: Any, sent: Kept, module: str, name: str) -> None:
+    """Refuse what is kept here where its code is not the caller's; warn where it is something else altogether.
+
+    Raises:
+        CodeMismatch: the code differs.
+    """
+    if type_name(mine) != sent.type_name:
+        here = "not defined" if mine is MISSING else f"a {type_name(mine)}"
+        warnings.warn(
+            f"{name!r} of module {module!r} is a {sent.type_name} in the caller, which cannot be pickled, and {here} "
+            "in this worker. Make it inside the task, or where the module is imported.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    elif [fn.__code__ for fn in functions_in(mine)] != [*map(marshal.loads, sent.codes)]:
+        raise CodeMismatch(
+            f"{name!r} of module {module!r} has other code in this worker than in the caller, and cannot be sent, as "
+            "something in it cannot be pickled. Import the module anew in the caller, and start new workers.",
+            module=module,
+            name=name,
+        )
+
+
+def type_name(value: Any) -> str:
+    """Return the qualified name of a value's class."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Space:
@@ -422,6 +471,10 @@ def fill_class(
     home, setter, attributes, keys = state
     if is_native(home):
         return
+    sent, own = attributes[0], vars(cls)
+    left_out = [name for name, value in sent.items() if type(value) is Kept]
+    for name in left_out:
+        check_kept(own.get(name, MISSING), sent.pop(name), home.module, f"{home.name}.{name}")
     if cls in _unfilled:  # another thread may be at it as well; whoever needs the class has it whole
         setter(cls, attributes)
         _class_state[cls] = {**dict.fromkeys(attributes[0]), **keys}
@@ -430,20 +483,19 @@ def fill_class(
     if not home.is_origins or not _is_worker or home.origin == token():
         return
     before = _class_state.get(cls)
-    sent, own = attributes[0], vars(cls)
     known = {} if before is None else before
-    for name, key in keys.items():
-        if known.get(name, MISSING) != key and not same(own.get(name, MISSING), sent[name]):
-            setattr(cls, name, sent[name])
-            changed()
     for name, value in sent.items():
-        if isinstance(value, (types.FunctionType, classmethod, staticmethod, property)):
-            mine = own.get(name, MISSING)
-            if mine is not value and not same(mine, value):
-                setattr(cls, name, value)
-                changed()
+        mine, key = own.get(name, MISSING), keys.get(name)
+        is_new = name in keys and (key is None or known.get(name, MISSING) != key)
+        if not is_new and not isinstance(value, (types.FunctionType, classmethod, staticmethod, property, type)):
+            continue
+        if mine is not value and not same(mine, value):
+            setattr(cls, name, value)
+            changed()
+        if type(value) is CACHED:
+            note_cache(value)
     # At the beginning of a run a class has no other attributes than the caller's; later, tasks may have added some.
-    gone = (own.keys() if before is None else before.keys()) - sent.keys()
+    gone = (own.keys() if before is None else before.keys()) - sent.keys() - set(left_out)
     for name in gone:
         if name in own and not _is_special(cls, name):
             delattr(cls, name)
@@ -453,10 +505,9 @@ def fill_class(
 
 def _is_special(cls: Any, name: str) -> bool:
     """Tell whether an attribute of a class is made for it, by Python or by its metaclass."""
-    is_made = name.startswith("_abc_") or (name.startswith("_") and name.endswith("_"))
     is_member = name in getattr(cls, "__members__", ())  # of an enumeration
     return (
-        is_made
+        is_made(name)
         or is_member
         or isinstance(vars(cls)[name], (types.MemberDescriptorType, types.GetSetDescriptorType, type))
     )

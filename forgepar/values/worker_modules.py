@@ -15,16 +15,18 @@ import pickle
 import sys
 import time
 import types
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 from forgepar.errors import CodeMismatch
 from forgepar.values import namespaces
 from forgepar.values.comparison import CACHED, MISSING, same
-from forgepar.values.namespaces import Home, changed, put, space_of, token
+from forgepar.values.current import check_of, fields_of, large_digest
+from forgepar.values.namespaces import Home, Kept, changed, check_kept, put, space_of, token, type_name
 
+_confirmed: dict[int, Callable[[], bool]] = {}  # by the number of a part: whether its module still has what it brought
+_number_of: dict[tuple[str, str], int] = {}
 _NOTHING = object()  # in place of the key of a value, where the caller has none
 NEW_RUN = -1  # the number of the part that has a worker forget what it was sent for earlier runs
 
@@ -40,6 +42,9 @@ def take_part(data: bytes, number: int = 0) -> None:
         CodeMismatch: it cannot be made so.
         Exception: whatever unpickling the value raises.
     """
+    known = _confirmed.get(number)
+    if known is not None and known():
+        return
     part = pickle.loads(data)
     kind, origin, module, name, _, content = part
     if origin == token():
@@ -48,9 +53,21 @@ def take_part(data: bytes, number: int = 0) -> None:
         _expect_source(module, content)
     elif module in sys.modules:
         _apply(part)
+        if number < NEW_RUN and kind == "value":
+            _confirm(number, module, name)
     else:
         _watch_imports()
         _pending.setdefault(module, {})[f"{kind} {name}" if kind == "names" else name] = (*part, number)
+
+
+def _confirm(number: int, module: str, name: str) -> None:
+    """Note that a module has what a part brought, so that the part need not be looked at while it has."""
+    _confirmed.pop(_number_of.get((module, name), 0), None)
+    _number_of[module, name] = number
+    names = vars(sys.modules[module])
+    if name in names:
+        has_it = check_of(names, name, names[name])
+        _confirmed[number] = lambda: vars(sys.modules.get(module, types)) is names and has_it()
 
 
 def _apply(part: tuple[Any, ...]) -> None:
@@ -87,14 +104,29 @@ def _apply(part: tuple[Any, ...]) -> None:
                 module=module,
                 name=name,
             )
-    elif kind == "opaque" and type_name(mine) != content:
-        here = "not defined" if mine is MISSING else f"a {type_name(mine)}"
-        warnings.warn(
-            f"{name!r} of module {module!r} is a {content} in the caller, which cannot be pickled, and {here} in this "
-            "worker. Make it inside the task, or where the module is imported.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    elif kind == "opaque":
+        check_kept(mine, content, module, name)
+    elif kind == "fields":
+        _take_fields(mine, content, module, name)
+
+
+def _take_fields(mine: Any, sent: tuple[str, dict[Any, bytes | Kept]], module: str, name: str) -> None:
+    """Take in what of a dict or an instance could be pickled."""
+    kind, fields = sent
+    if type_name(mine) != kind:
+        check_kept(mine, Kept(kind, ()), module, name)
+        return
+    own = fields_of(mine)
+    for field, data in fields.items():
+        value = own.get(field, MISSING)
+        if isinstance(data, Kept):
+            check_kept(value, data, module, f"{name}.{field}")
+        elif not same(value, theirs := _loaded(data, module, name)):
+            put(own, field, theirs)
+            changed()
+    for field in own.keys() - fields.keys():
+        del own[field]
+        changed()
 
 
 def _is_of_another(mine: Any, module: str, name: str) -> bool:
@@ -153,24 +185,6 @@ def _patched(mine: Any, value: Any) -> bool:
         with contextlib.suppress(ValueError):  # it is empty
             cell.cell_contents = sent.cell_contents
     return True
-
-
-def large_digest(value: Any) -> bytes:
-    """Return a digest of a value's pickle; buffers are read where they are."""
-    from hashlib import blake2b
-
-    digest = blake2b(digest_size=16)
-    buffers: list[pickle.PickleBuffer] = []
-    digest.update(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
-    for buffer in buffers:
-        digest.update(buffer.raw())
-    return digest.digest()
-
-
-def type_name(value: Any) -> str:
-    """Return the qualified name of a value's class."""
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 # Modules that this worker imports later
