@@ -147,14 +147,15 @@ class Project:
 
     def change_within_class(self):
         model = self.steps.Model
-        self.chance.choice(
-            [
-                lambda: model.table.append(1),
-                lambda: model.counts.update(n=self.number()),
-                lambda: setattr(model.Inner, "n", self.number()),
-                lambda: setattr(model.value, "__code__", (lambda self: self.x + self.kind).__code__),
-            ]
-        )()
+        change = self.chance.choice(["table", "counts", "inner", "code"])
+        if change == "table":
+            model.table.append(1)
+        elif change == "counts":
+            model.counts["n"] = self.number()
+        elif change == "inner":
+            model.Inner.n = self.number()
+        elif not model.value.__closure__:
+            model.value.__code__ = (lambda self: self.x + self.kind).__code__
 
     def change_locked(self):
         self.steps.locked.limit = self.number()

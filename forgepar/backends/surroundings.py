@@ -23,13 +23,14 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from forgepar.backends.output import UNRULED, Rules, follow_rules, rules_here
 from forgepar.errors import WorkingFolderGone
+from forgepar.values import worker_modules
 
 _MOST_REMEMBERED = 64  # surroundings that a `Lookout` finds again: a block that patches a variable makes two
 _MOST_PATH = 4097  # bytes, the closing zero included
@@ -299,6 +300,8 @@ class Follower:
         self._run: str | None = None
         self._followed = _begun
         self._is_exact = False  # whether this process is what was followed, and nothing has run since
+        self._made_exact: tuple[Surroundings, Surroundings] | None = None  # what was followed, and what it made here
+        self._n_modules = 0
         self._due: bytes | None = None
         self._due_run = ""
 
@@ -332,23 +335,26 @@ class Follower:
         begins = due.process is not None and self._run not in (None, self._due_run)
         if begins:
             since = here(is_strict=False)
-            importlib.invalidate_caches()  # 12 us; modules may have been written meanwhile
-        _follow(due, since, rule)
+            worker_modules.expect_new_files()
+        if not begins or self._made_exact != (due, since):
+            _follow(due, since, rule)
+            self._made_exact = (due, here(is_strict=False)) if begins else None
         self._run, self._followed, self._due, self._is_exact = self._due_run, due, None, begins
 
-    @contextmanager
-    def staying(self, rule: Rule | None) -> Iterator[None]:
-        """Undo what modules do to the surroundings while they are imported in this block.
+    def before_imports(self) -> Surroundings | None:
+        """Return what `after_imports` needs to undo what modules do to the surroundings while they are imported.
 
         The caller imported them before it was looked at, and may have changed what they did.
         """
         if self._followed.process is None:
-            yield
-            return
+            return None
         before = self._followed if self._is_exact else here(is_strict=False)
-        n_modules, self._is_exact = len(sys.modules), False
-        yield
-        if len(sys.modules) != n_modules:
+        self._n_modules, self._is_exact = len(sys.modules), False
+        return before
+
+    def after_imports(self, before: Surroundings | None, rule: Rule | None) -> None:
+        """Make the surroundings again what they were at `before_imports`, where something was imported since."""
+        if before is not None and len(sys.modules) != self._n_modules:
             _follow(before, here(is_strict=False), rule)
 
 

@@ -368,13 +368,22 @@ class Worker:
         return None if self.capture is None else self.capture.follow
 
     def _take_in_news(self) -> None:
-        with self._follower.staying(self._rule), worker_modules.collecting(self._misfits):
-            while self._new_callables:
-                number, pickled = self._new_callables.popleft()
-                self._callables[number] = self._take_part(number, pickled) if number < 0 else _load_callable(pickled)
+        if self._new_callables:
+            self._load_news()
         while self._new_templates:
             template = self._new_templates.popleft()
             self._calls[template.number] = self._make_call(template)
+
+    def _load_news(self) -> None:
+        before = self._follower.before_imports()
+        worker_modules.collect(self._misfits)
+        try:
+            while self._new_callables:
+                number, pickled = self._new_callables.popleft()
+                self._callables[number] = self._take_part(number, pickled) if number < 0 else _load_callable(pickled)
+        finally:
+            worker_modules.collect(None)
+        self._follower.after_imports(before, self._rule)
 
     def _take_part(self, number: int, pickled: bytes) -> Callable[..., Any]:
         """Take in a part of the caller's modules; where that fails, callables fail in its place."""

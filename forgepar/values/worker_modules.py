@@ -15,7 +15,7 @@ import pickle
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -36,7 +36,7 @@ def take_part(data: bytes, number: int = 0) -> None:
 
     Args:
         data: the part.
-        number: its number, for `collecting`.
+        number: its number, for `collect`.
 
     Raises:
         CodeMismatch: it cannot be made so.
@@ -52,8 +52,7 @@ def take_part(data: bytes, number: int = 0) -> None:
     if kind == "source":
         _expect_source(module, content)
     elif module in sys.modules:
-        _apply(part)
-        if number < NEW_RUN and kind == "value":
+        if _apply(part) and number < NEW_RUN:
             _confirm(number, module, name)
     else:
         _watch_imports()
@@ -70,14 +69,15 @@ def _confirm(number: int, module: str, name: str) -> None:
         _confirmed[number] = lambda: vars(sys.modules.get(module, types)) is names and has_it()
 
 
-def _apply(part: tuple[Any, ...]) -> None:
+def _apply(part: tuple[Any, ...]) -> bool:
+    """Make a name of a module that is here what a part says; return whether `check_of` can tell if it still is."""
     kind, origin, module, name, about, content, *_ = part
     space = space_of(Home(origin, module, name, about, True, True))
     names, mine = space.names, space.names.get(name, MISSING)
     if kind == "value":
         key, pickled = content
         if name in names and space.received.get(name, MISSING) == key:
-            return
+            return False
         value = _loaded(pickled, module, name)
         if mine is not value and (_is_of_another(mine, module, name) or not same(mine, value)):
             # Under another name it may be one that the caller's module of it has no more: it gets no code of that.
@@ -88,7 +88,8 @@ def _apply(part: tuple[Any, ...]) -> None:
         space.received[name] = key
         if type(value) is CACHED:
             namespaces.note_cache(value)
-    elif kind == "missing":
+        return True
+    if kind == "missing":
         _remove([name], space)
     elif kind == "names":
         extra = [n for n in names if n not in content and not n.startswith("__")]
@@ -108,6 +109,7 @@ def _apply(part: tuple[Any, ...]) -> None:
         check_kept(mine, content, module, name)
     elif kind == "fields":
         _take_fields(mine, content, module, name)
+    return False
 
 
 def _take_fields(mine: Any, sent: tuple[str, dict[Any, bytes | Kept]], module: str, name: str) -> None:
@@ -190,6 +192,7 @@ def _patched(mine: Any, value: Any) -> bool:
 # Modules that this worker imports later
 
 _failures: dict[int, BaseException] | None = None
+_has_new_files = False
 _BEGAN = time.time()  # seconds since the epoch; a fork server loads this module before any worker begins
 _pending: dict[str, dict[str, tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
 _expected_sources: dict[str, bytes] = {}  # of modules that the caller has not imported
@@ -228,6 +231,16 @@ def _is_loaded_from(module: str, digest: bytes) -> bool:
     return is_it
 
 
+def expect_new_files() -> None:
+    """Have the next import look for modules anew: files may have been written since the last one.
+
+    `importlib.invalidate_caches` does that at once, in 40 us at the begin of a run, and most runs import nothing.
+    """
+    global _has_new_files  # there is one process
+    _has_new_files = True
+    _watch_imports()
+
+
 def _watch_imports() -> None:
     """Look at what is imported from now on. This process is forgepar's own."""
     if not any(type(finder) is _Finder for finder in sys.meta_path):
@@ -238,6 +251,10 @@ class _Finder:
     """Finds the modules that the caller's parts, or an expected source, are for."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        global _has_new_files  # there is one process
+        if _has_new_files:
+            _has_new_files = False
+            importlib.invalidate_caches()
         if name not in _pending and name not in _expected_sources:
             return None
         for finder in sys.meta_path:
@@ -315,15 +332,10 @@ def source_digest(source: bytes) -> bytes:
     return blake2b(source, digest_size=16).digest()
 
 
-@contextlib.contextmanager
-def collecting(failures: dict[int, BaseException]) -> Iterator[None]:
-    """While callables are loaded, note parts that cannot be taken in by their numbers, and let the import succeed."""
+def collect(failures: dict[int, BaseException] | None) -> None:
+    """Note parts that cannot be taken in by their numbers from now on, and let the import succeed; None: no more."""
     global _failures  # there is one worker in its process
     _failures = failures
-    try:
-        yield
-    finally:
-        _failures = None
 
 
 def begin_run() -> None:
