@@ -9,7 +9,6 @@ Of a library the names count, and its release.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 from forgepar.bytecode import Reference, references_of, steps_of
 from forgepar.digest_source import unexplained
-from forgepar.libraries import is_users, name_in_library, package_of, source_of
+from forgepar.libraries import absolute_name, is_users, name_in_library, package_of, source_of
 from forgepar.merkle import DIGEST_BYTES, NoDigest, Walk
 from forgepar.tasks import Task
 
@@ -259,12 +258,10 @@ def _compiled(source: bytes) -> types.CodeType | None:
 
 def _take_import(walk: Walk, reference: Reference, package: str) -> None:
     """Count what an import executes: modules of the user's as a whole, as it is not told what of them is used."""
-    name, *taken = reference.names
-    if reference.level:
-        try:
-            name = importlib.util.resolve_name("." * reference.level + name, package)
-        except ImportError:
-            return
+    short, *taken = reference.names
+    name = absolute_name(short, reference.level, package)
+    if name is None:
+        return
     if name.partition(".")[0] == "forgepar":
         walk.ask_context()
     if not is_users(name):

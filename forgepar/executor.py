@@ -300,7 +300,7 @@ class WorkflowExecutor:
                 dispatcher.run()
             outputs = dispatcher.outputs()
         except BaseException:
-            self.close()  # slots may have work that nobody waits for any more
+            self.close()  # slots may have work left over
             raise
         finally:
             self._dispatcher = None

@@ -6,6 +6,7 @@ Nothing is imported to find out, so that the answer is the same whatever has bee
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -85,6 +86,20 @@ def _find_in(name: str, folders: list[str] | None) -> ModuleSpec | None:
             if spec is not None:
                 return spec
     return None
+
+
+def absolute_name(name: str, level: int, package: str) -> str | None:
+    """Return the full name of a module that an import names; None where the package does not reach so far up.
+
+    Args:
+        name: as the import has it.
+        level: how many dots are before it.
+        package: what the importing module is in.
+    """
+    try:
+        return importlib.util.resolve_name("." * level + name, package) if level else name
+    except ImportError:
+        return None
 
 
 def package_of(scope: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
     a task imports joblib ──> its registry gets a factory ──> a call names the backend ──> forgepar.joblib is imported
 
-A caller that has imported `forgepar.joblib` may use the name anywhere; its tasks run where nobody has imported that.
+Callers that have imported `forgepar.joblib` may use the name anywhere; their tasks run in workers that have not.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class ProcessBackend:
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
         if self.is_foreign:
-            raise WrongProcess.here(self._owner)  # whoever called this forked in a callback
+            raise WrongProcess.here(self._owner)  # a callback of a run has forked this process
         if self._overheard:
             overheard, self._overheard = self._overheard, []
             return overheard

@@ -57,7 +57,7 @@ def context(start_method: str) -> BaseContext:
 
 
 def process_of(pid: int) -> BaseProcess | None:
-    """Return the process that was started here and has this pid; None if nobody refers to it any more."""
+    """Return the process that was started here and has this pid; None where nothing refers to it any more."""
     return _started.get(pid)
 
 

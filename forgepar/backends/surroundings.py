@@ -49,7 +49,7 @@ class Settings(NamedTuple):
     socket_timeout: float | None
     temporary_folder: str | None
     locale: str
-    decimal: tuple[Any, ...] | None  # the context's fields; None: as it is where nobody has changed it
+    decimal: tuple[Any, ...] | None  # the fields of the context; None: as Python sets them
 
 
 class Process(NamedTuple):
@@ -204,7 +204,7 @@ class Lookout:
 
     All is looked at each time but this: the locale, other fields of the `decimal` context than precision and rounding,
     and ``disabled`` of loggers. A change of these alone is seen once anything else has changed. Levels of loggers are
-    known to be the same as long as nobody has called `Logger.setLevel` or `logging.disable`.
+    known to be the same until `Logger.setLevel` or `logging.disable` is called.
     """
 
     def __init__(self) -> None:

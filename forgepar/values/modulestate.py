@@ -17,7 +17,6 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
-import importlib.util
 import itertools
 import operator
 import pickle
@@ -27,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from forgepar.bytecode import Reference, references_of
-from forgepar.libraries import is_users, package_of, source_of
+from forgepar.libraries import absolute_name, is_users, package_of, source_of
 from forgepar.pickling import Found, dumps_part
 from forgepar.values import namespaces
 from forgepar.values.comparison import CACHED, MISSING, is_plain_instance
@@ -240,12 +239,10 @@ def _of_reference(reference: Reference, scope: Mapping[str, Any], followed: set[
 
 
 def _of_import(reference: Reference, package: str) -> Iterator[Key]:
-    name, *taken = reference.names
-    if reference.level:
-        try:
-            name = importlib.util.resolve_name("." * reference.level + name, package)
-        except ImportError:
-            return
+    short, *taken = reference.names
+    name = absolute_name(short, reference.level, package)
+    if name is None:
+        return
     if not _can_import(name):
         return
     module = sys.modules.get(name)
