@@ -121,8 +121,11 @@ class WorkflowExecutor:
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._guard = Guard()
-        self._lock = fork_safe(threading.RLock())
+        # Closing the backend, at the end of the program, waits for the run; so does whoever runs in another thread.
+        self._lock = getattr(self._backend, "lock", None) or fork_safe(threading.RLock())
         self._owner: int | None = None  # the process that opened the backend
+        self._runs_in: int | None = None  # the thread that a run goes in
+        self._is_to_close = False
         self._dispatcher: Dispatcher | None = None
 
     @property
@@ -229,16 +232,42 @@ class WorkflowExecutor:
             raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
         surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
         cargo = Cargo(plan, self._module_state, workflow.refers_to, forgets=True)
-        with self._lock, open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
-            if self._dispatcher is not None:
-                raise RuntimeError("A callback of a run cannot run a workflow on the same executor. Use another one.")
+        with self._lock, self._alone(), open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
             return self._run(plan, policy, cargo, surroundings, cancel, Console(plan, show), sinks, keeper, progress)
 
     def close(self) -> None:
-        """End the workers. The next run would start new ones. In a forked child, leave them to the parent."""
+        """End the workers. The next run would start new ones. In a forked child, leave them to the parent.
+
+        While a run goes, it waits for its end; from a callback of the run, or a signal handler, they end behind it.
+        An interrupt may end it anywhere; the next call goes on from there, and the end of the program makes one.
+        """
+        if self._runs_in == threading.get_ident():
+            self._is_to_close = True
+            return
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        self._is_to_close = False
         if self._owner in (None, os.getpid()):
             self._backend.close()
             self._owner = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second run by the thread that a run goes in; those of other threads wait for the lock."""
+        if self._runs_in is not None:
+            raise RuntimeError(
+                "A callback of a run, or a signal handler amid one, cannot run a workflow on the same executor. "
+                "Use another one, or run it after that."
+            )
+        try:
+            self._runs_in = threading.get_ident()
+            yield
+        finally:
+            self._runs_in = None
+            if self._is_to_close:
+                self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -267,7 +296,11 @@ class WorkflowExecutor:
         backend = self._backend
         self._owner = os.getpid()
         memory = Memory(plan, backend, self._guard, watches=backend.ends_workers)
-        backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
+        try:
+            backend.open(0 if keeper is not None and keeper.all_done else _n_useful(plan, policy))
+        except BaseException:
+            self._close()  # an interrupt may have left a worker that was half started
+            raise
         display = _display(progress)  # what it loads, it loads while workers start
         facts = RunFacts(
             os.urandom(8).hex(),
@@ -300,7 +333,7 @@ class WorkflowExecutor:
                 dispatcher.run()
             outputs = dispatcher.outputs()
         except BaseException:
-            self.close()  # slots may have work left over
+            self._close()  # slots may have work left over
             raise
         finally:
             self._dispatcher = None

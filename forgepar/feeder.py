@@ -21,6 +21,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import cast
 
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
@@ -176,14 +177,15 @@ class Feeder:
         return self._is_closing and not self._inbox and not self._roll.jobs
 
     def _live(self) -> None:
-        try:
-            self._loop()
-        except BaseException as error:
-            self._break(error)
-        finally:
-            self._is_over = True
-            self.backend.close()
-            _live.discard(self)
+        with getattr(self.backend, "lock", nullcontext()):  # who closes the backend waits for that
+            try:
+                self._loop()
+            except BaseException as error:
+                self._break(error)
+            finally:
+                self._is_over = True
+                self.backend.close()
+                _live.discard(self)
 
     def _loop(self) -> None:
         while True:
@@ -240,7 +242,8 @@ class Feeder:
             self._roll.cancelled(self._called_off.popleft())
         if self._cancels:
             self._cancels = False
-            self._supply.commit()
+            if not self._kills:
+                self._supply.commit()
             self._roll.cancel_all()
         if self._kills and not self._roll.is_killed:
             self._roll.is_killed = True
@@ -411,8 +414,13 @@ def _finish_all() -> None:
     feeders = list(_live)
     for feeder in feeders:
         feeder.close()
-    for feeder in feeders:
-        feeder.join()
+    try:
+        for feeder in feeders:
+            feeder.join()
+    except KeyboardInterrupt:
+        for feeder in feeders:
+            feeder.close(kills=True)
+        raise
 
 
 def _leave_all_to_parent() -> None:

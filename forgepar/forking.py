@@ -32,6 +32,11 @@ def fork_safe(lock: _Lock) -> _Lock:
     return lock
 
 
+def holds(lock: Any) -> bool:
+    """Tell whether this thread holds a lock of `threading.RLock`, as a signal handler does that comes amid it."""
+    return bool(lock._is_owned())  # the standard library uses this name for the same purpose in all versions
+
+
 def in_child(callback: Callable[[], object]) -> None:
     """Have a function called in each forked child, after the locks of `fork_safe` are free."""
     os.register_at_fork(after_in_child=callback)

@@ -15,6 +15,7 @@ from typing import Any
 from forgepar.arguments import CONSTANT, NESTED, REFERENCE, Hole, Layout, lift
 from forgepar.backends.surroundings import Lookout, Moment
 from forgepar.errors import WorkflowError
+from forgepar.forking import fork_safe
 from forgepar.jobs import Called, CallerState, Job, JobFuture, Owner, Recipe, Stored
 from forgepar.pickling import Found, dumps_by_value
 from forgepar.tasks import Options, Task, base_name
@@ -46,7 +47,7 @@ class Recipes:
     def __init__(self, owner: Owner, arena: Arena) -> None:
         self._owner = owner
         self.arena = arena
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())  # reentrant: a signal handler may submit
         self._numbers = itertools.count()
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
         self.look = Lookout().look

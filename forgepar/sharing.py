@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from forgepar.forking import fork_safe
 from forgepar.jobs import JobFuture
 from forgepar.pickling import Found
 from forgepar.recipes import Recipes
@@ -26,7 +27,7 @@ class Sharing:
         self._arena = arena
         self._recipes = recipes
         self._submit = submit
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())
         self._seen: set[tuple[int, int]] = set()
         self._parts: dict[tuple[int, int], tuple[Part, memoryview]] = {}
         self._stored: list[Any] = []

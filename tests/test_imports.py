@@ -13,7 +13,8 @@ import forgepar
 
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
-    -4: ["errors", "values.comparison"],
+    -5: ["errors", "values.comparison"],
+    -4: ["values.current"],
     -3: ["values.namespaces"],
     -2: ["values.worker_modules", "byvalue"],
     0: [
@@ -26,11 +27,11 @@ RANKS = {
         "pickling",
         "version",
         "values.segment",
-        "values.meter",
         "backends.joblibname",
     ],
     1: [
         "values.culprit",
+        "values.meter",
         "digest_source",
         "backends.starting",
         "cancellation",

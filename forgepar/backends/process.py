@@ -16,6 +16,7 @@ import selectors
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -34,12 +35,12 @@ from typing import Any
 from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
-from forgepar.backends.starting import abandon, all_processes, at_exit, context, process_of
+from forgepar.backends.starting import abandon, at_exit, begin_start, context, process_of, processes_of
 from forgepar.backends.surroundings import here
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
 from forgepar.errors import WorkerStartFailed, WrongProcess
-from forgepar.forking import in_child, no_forks
+from forgepar.forking import fork_safe, holds, in_child, no_forks
 from forgepar.machine import available_cpus, n_memory_kills
 from forgepar.pickling import Prepared
 from forgepar.startstate import StartState
@@ -50,6 +51,7 @@ from forgepar.values.segment import Segment
 START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
 _START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
+_MADE = ("arena", "_listener", "_waker", "_woken", "_selector")  # each time that workers are to be started
 _EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
 _STACK_SECONDS = 0.05  # a worker writes its stack within 1 ms, but on a busy machine
 _STACK_STEP_SECONDS = 0.0005
@@ -68,6 +70,7 @@ class _Slot:
     words: memoryview = field(default_factory=lambda: memoryview(bytearray(64)).cast("q"))
     times: memoryview[float] = field(default_factory=lambda: memoryview(bytearray(64)).cast("d"))
     doomed: list[Any] = field(default_factory=list)  # psutil's processes: the worker being ended, and its children
+    start: object = None  # what the last start is known by
     threads: list[threading.Thread] = field(default_factory=list)  # the executor's own
     failed_starts: int = 0
     n_given: int = 0
@@ -91,6 +94,9 @@ class ProcessBackend:
             what can be handed over then only: queues and locks of `multiprocessing`.
         gives_way: whether a worker that this process wakes lets it have the core for the moment: layers of short tasks
             are quicker for it. Beside other programs that want all cores, long tasks may be slower for it.
+
+    Attributes:
+        lock: held by whoever runs tasks on the workers, from before `open` until they are done, and to close.
 
     Example:
         >>> backend = ProcessBackend(2)
@@ -128,7 +134,9 @@ class ProcessBackend:
         self._n_starting = 0
         self._overheard: list[Notice] = []
         self._n_memory_kills = 0
-        self._is_open = self._has_warned = False
+        self._is_open = self._is_closing = self._has_warned = False
+        self._gives_up = False
+        self.lock = fork_safe(threading.RLock())
 
     @property
     def is_foreign(self) -> bool:
@@ -143,6 +151,8 @@ class ProcessBackend:
         """
         if self.is_foreign:
             raise WrongProcess.here(self._owner)
+        if self._is_closing:
+            self.close()  # it was interrupted
         self._caller = threading.get_native_id()
         if not self._is_open:
             self._prepare()
@@ -156,9 +166,16 @@ class ProcessBackend:
     def _prepare(self) -> None:
         """Make what all workers share."""
         self._owner = os.getpid()
+        for name in _MADE:
+            self.__dict__.pop(name, None)
+        self._is_open = True  # from here on there is something to close
+        _live.add(self)
         self.arena = open_arena(self.n_slots, self._budget)
         self._board = Board.create(str(self.arena.folder / "board"), self.n_slots)
         self._run = self._board.run
+        self._gives_up = False
+        self._n_starting = 0
+        self._slots = [_Slot(number) for number in range(self.n_slots)]  # those there are may be a parent's
         self._address = str(self.arena.folder / "socket")
         self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
         self._selector = selectors.DefaultSelector()
@@ -166,11 +183,7 @@ class ProcessBackend:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, self._woken)
-        self._is_open = True
-        _live.add(self)
         self._n_memory_kills = n_memory_kills()
-        self._n_starting = 0
-        self._slots = [_Slot(number) for number in range(self.n_slots)]  # those there are may be a parent's
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that have a worker at this moment."""
@@ -218,6 +231,8 @@ class ProcessBackend:
                     notices.append(notice)
                 if type(notice) is Lost:
                     break  # what follows may be of the worker that is gone; the rest is told at the next look
+            if self._gives_up:
+                raise RuntimeError("This program ends, and was interrupted: its tasks are not waited for any more.")
             if starting:
                 self._check_starts()
             if notices or is_woken or (deadline is not None and time.perf_counter() >= deadline):
@@ -312,27 +327,48 @@ class ProcessBackend:
             _send(number, entry.doomed)
 
     def close(self) -> None:
-        """End all workers and remove the arena: idle ones exit by themselves, busy ones are killed."""
-        if not self._is_open or self.is_foreign:
+        """End all workers and remove the arena: idle ones exit by themselves, busy ones are killed.
+
+        From another thread than the one that runs tasks on them, it waits for these. An interrupt may end it anywhere;
+        the next call goes on where it was, and the end of the program makes one.
+        """
+        if self.is_foreign:
             return
-        self._is_open = False
-        _live.discard(self)
+        with self.lock:
+            if self._is_open:
+                self._close()
+
+    def _close(self) -> None:
+        self._is_closing = True
         for slot in self._slots:
             if slot.outstanding:
                 self.kill(slot.number)
             if slot.connection is not None:
                 slot.connection.close()
-            self._close_pipes(slot)  # else a worker that prints as it goes could block
-        for end in (self._listener, self._waker, self._woken):
-            end.close()
-        self._selector.close()
+            _close_all_of(slot.pipes)  # else a worker that prints as it goes could block
+        self._close_ends()
         for slot in self._slots:
             _shut_down(slot)
             slot.connection = slot.process = slot.executor = slot.job = None
             # They hold semaphores: collected amid the start of another worker, later, these could not be released.
             slot.threads.clear()
             slot.outstanding.clear()
-        remove_arena(self.arena)
+        if "arena" in self.__dict__:
+            remove_arena(self.arena)
+        self._is_open = self._is_closing = False
+        _live.discard(self)
+
+    def give_up(self) -> None:
+        """Have the thread that waits for tasks fail soon: nothing is to keep the program any more."""
+        self._gives_up = True
+        self.wake()
+
+    def _close_ends(self) -> None:
+        """Close what workers connect to and wake; an interrupt may have come before it was all made."""
+        for name in _MADE[1:]:
+            end = self.__dict__.get(name)
+            if end is not None:
+                end.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child, close the copies of what the parent reaches its workers by.
@@ -343,16 +379,21 @@ class ProcessBackend:
         for slot in self._slots:
             if slot.connection is not None:
                 slot.connection.close()
-            while slot.pipes:
-                with suppress(OSError):
-                    os.close(slot.pipes.popitem()[0])
+            _close_all_of(slot.pipes)
             abandon(slot.threads)
-        for end in (self._listener, self._waker, self._woken):
-            end.close()
-        self._selector.close()
+        self._close_ends()
 
     def _start(self, slot: _Slot) -> None:
-        """Start a slot's worker; it joins later."""
+        """Start a slot's worker; it joins later.
+
+        Raises:
+            WorkerStartFailed: this is a signal handler, and what it interrupts is a start.
+        """
+        if holds(no_forks):
+            raise WorkerStartFailed(
+                "Workers cannot be started by a signal handler that interrupts the start of others. "
+                "Have the handler note what came, and run it after that."
+            )
         with no_forks:  # a child would get locks of the standard library that are held, and half of a worker
             self._start_alone(slot)
 
@@ -375,12 +416,12 @@ class ProcessBackend:
         slot.executor = ProcessPoolExecutor(
             1, mp_context=context(self.start_method), initializer=begin, initargs=initargs
         )
-        before, children = threading.enumerate(), all_processes()
+        before, slot.start = threading.enumerate(), begin_start()
         place, gives_way = self.arena.place, self._gives_way
         try:
             slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, gives_way)
         except RuntimeError as error:
-            self._do_without(slot, children, error)
+            self._do_without(slot, error)
             return
         slot.threads = [
             thread
@@ -388,18 +429,17 @@ class ProcessBackend:
             if thread not in before and type(thread).__module__ == ProcessPoolExecutor.__module__
         ]
 
-    def _do_without(self, slot: _Slot, children: set[BaseProcess], error: RuntimeError) -> None:
+    def _do_without(self, slot: _Slot, error: RuntimeError) -> None:
         """Go on with the other slots, as an executor cannot start its thread: 3.12 forbids it once a program ends.
 
         Args:
             slot: whose worker was to start.
-            children: workers from before.
             error: what the executor raised.
 
         Raises:
             WorkerStartFailed: there is no other slot with a worker.
         """
-        for process in all_processes() - children:
+        for process in processes_of(slot.start):
             process.kill()  # the executor had started it, and would not look after it
             process.join()
         self._close_pipes(slot)
@@ -538,6 +578,12 @@ def _received(connection: Channel) -> bytes:
         return b""
 
 
+def _close_all_of(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        with suppress(OSError):
+            os.close(descriptors.popitem()[0])
+
+
 def _shut_down(slot: _Slot) -> None:
     """Shut a slot's executor down and wait for its process, which is killed if it takes long.
 
@@ -546,12 +592,22 @@ def _shut_down(slot: _Slot) -> None:
     if slot.executor is None:
         return
     slot.executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes_of(slot.start):
+        if process is not slot.process:  # it was to join, or an interrupt ended its start
+            _end(process)
     if slot.process is not None and not wait([slot.process.sentinel], _EXIT_SECONDS):
         _kill_tree(slot.pid)
         wait([slot.process.sentinel], _EXIT_SECONDS)
     # At interpreter exit `concurrent.futures` wakes its threads, and fails on one that is closing what it sleeps on.
     for thread in slot.threads:
         thread.join(_EXIT_SECONDS)
+
+
+def _end(process: BaseProcess) -> None:
+    """Kill a process that may have ended long ago, and may be another one by now."""
+    if process.pid is not None and not wait([process.sentinel], 0.0):
+        _kill_tree(process.pid)
+        wait([process.sentinel], _EXIT_SECONDS)
 
 
 def _bury(slot: _Slot) -> None:
@@ -607,8 +663,29 @@ _live: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
 
 
 def _close_all() -> None:
+    """Close all that is open, at the end of the program; runs in other threads come to their end before."""
     for backend in list(_live):
-        backend.close()
+        while backend in _live:
+            try:
+                backend.close()
+            except KeyboardInterrupt:
+                backend.give_up()
+    if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        _remember_the_interrupt()
+
+
+def _remember_the_interrupt() -> None:
+    """Have a program that an interrupt ended exit as such, with SIGINT.
+
+    CPython forgets it where text is evaluated meanwhile, as named tuples do that psutil makes when it is imported, and
+    notes it where that ends by an interrupt.
+    """
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        eval("interrupt()", {"interrupt": interrupt})  # noqa: S307
 
 
 def _leave_all_to_parent() -> None:

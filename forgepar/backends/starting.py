@@ -23,6 +23,7 @@ use are in this module; tests/test_starting.py tries them on each version of Pyt
 
 from __future__ import annotations
 
+import atexit
 import copyreg
 import multiprocessing
 import os
@@ -61,13 +62,22 @@ def process_of(pid: int) -> BaseProcess | None:
     return _started.get(pid)
 
 
-def all_processes() -> set[BaseProcess]:
-    """Return the processes that were started here and that somebody refers to."""
-    return set(_started.values())
+def begin_start() -> object:
+    """Return what the processes that are started from here on, up to the next call, are known by."""
+    global _start  # starts go one by one
+    _start = object()
+    return _start
+
+
+def processes_of(start: object) -> list[BaseProcess]:
+    """Return the processes of a start, see `begin_start`; those as well whose start an interrupt ended."""
+    return [child for child in list(process._children) if getattr(child, "of_start", None) is start]  # type: ignore[attr-defined]
 
 
 def at_exit(callback: Callable[[], object]) -> None:
     """Have a function called when this process ends, before anything waits for its executors or its children.
+
+    It is called twice: once more by `atexit`, as an interrupt may keep `threading` from coming to it.
 
     `concurrent.futures` waits for running jobs in a callback of its own, which `atexit` comes too late for. Callbacks
     run last in, first out, and that one was registered when this module imported it. A child that `multiprocessing`
@@ -75,6 +85,7 @@ def at_exit(callback: Callable[[], object]) -> None:
     """
     _exit_callbacks.append(callback)
     threading._register_atexit(callback)  # type: ignore[attr-defined]
+    atexit.register(callback)
 
 
 def abandon(threads: Iterable[threading.Thread]) -> None:
@@ -198,6 +209,7 @@ class _Started(BaseProcess):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._config["daemon"] = False  # type: ignore[attr-defined]
+        self.of_start = _start
 
     def start(self) -> None:
         """Start, in a daemonic process as well: workers see their parent go, so none is left behind.
@@ -214,7 +226,8 @@ class _Started(BaseProcess):
         _started[self.pid] = self
 
     def __reduce__(self) -> Any:
-        return copyreg._reconstructor, (self._standard, object, None), self.__dict__  # type: ignore[attr-defined]
+        state = {**self.__dict__, "of_start": None}
+        return copyreg._reconstructor, (self._standard, object, None), state  # type: ignore[attr-defined]
 
 
 class _ForkServerProcess(_Started, contexts.ForkServerProcess):
@@ -255,6 +268,7 @@ _CONTEXTS: dict[str, BaseContext] = {
 }
 _started: weakref.WeakValueDictionary[int, BaseProcess] = weakref.WeakValueDictionary()
 _exit_callbacks: list[Callable[[], object]] = []
+_start: object = None
 _ended_in = 0  # the process that `_end_before_joins` was done in
 
 

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from forgepar.backends.output import UNRULED, Rules, follow_rules, rules_here
 from forgepar.errors import WorkingFolderGone
+from forgepar.forking import fork_safe
 from forgepar.values import worker_modules
 
 _MOST_REMEMBERED = 64  # surroundings that a `Lookout` finds again: a block that patches a variable makes two
@@ -208,7 +209,7 @@ class Lookout:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())  # reentrant: a signal handler may look
         self._numbers = itertools.count(1)
         self._known: OrderedDict[bytes, Moment] = OrderedDict()
         self._read_folder = _folder_reader()

@@ -11,6 +11,8 @@ import mmap
 import os
 import threading
 
+from forgepar.forking import fork_safe
+
 
 class Row(enum.IntEnum):
     """What is counted: bytes, size class by size class, since the arena was made."""
@@ -40,7 +42,7 @@ class Meter:
         self._words = _words(path, n_columns)
         self._n_columns = n_columns
         self._column = column
-        self._lock = threading.Lock()  # threads of one process share its column
+        self._lock = fork_safe(threading.RLock())  # threads share the column, signal handlers come amid one
 
     @staticmethod
     def create(path: str, n_columns: int) -> None:

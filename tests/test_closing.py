@@ -1,0 +1,448 @@
+"""Executors close once, at any moment: beside runs, in callbacks, in signal handlers, through interrupts."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+import forgepar as fp
+from forgepar.backends import process
+from forgepar.backends.process import ProcessBackend
+
+METHODS = ["forkserver", "spawn", "fork"]
+REFUSED = "cannot run a workflow on the same executor"
+
+
+def wait_for(path):
+    """Wait, in a task, until the test writes a file; what it holds is the value."""
+    with Path(path).open() as file:
+        return file.read()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    return tmp_path / "gate"
+
+
+def open_gate(gate):
+    with gate.open("w") as file:
+        file.write("on")
+
+
+def twice(executor, told):
+    """Try a second run on an executor, once; note what comes of it."""
+    if not told:
+        told.append("")
+        wf = fp.Workflow("second")
+        wf.add(abs, -5)
+        try:
+            executor.run(wf)
+            told[0] = "done"
+        except RuntimeError as error:
+            told[0] = str(error)
+
+
+class Shown:
+    """A display that does something."""
+
+    look_at = 0.0
+
+    def __init__(self, call):
+        self.call = call
+
+    def begin(self, *_):
+        self.call()
+
+    def beat(self, *_):
+        self.call()
+
+    def failed(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("place", ["audit", "show", "progress", "rollback"])
+def test_a_second_run_in_a_callback_is_refused(place):
+    told = []
+    wf = fp.Workflow("first")
+    done = wf.add(fp.task(print).options(compensate=abs), "hello")
+    if place == "rollback":
+        wf.add(lambda _: 1 / 0, done)
+    with fp.WorkflowExecutor(1) as executor:
+
+        def call(*_):
+            twice(executor, told)
+            return True
+
+        options = {place: Shown(call) if place == "progress" else call}
+        if place == "rollback":
+            with pytest.raises(fp.WorkflowFailed):
+                executor.run(wf, **options)
+        else:
+            assert executor.run(wf, **options).ok
+        assert REFUSED in told[0]
+        assert executor.run(wf, show=lambda _: None, rollback="none").ok if place != "rollback" else True
+
+
+def test_a_second_run_in_an_inline_task_is_refused():
+    told = []
+    with fp.WorkflowExecutor(backend="inline") as executor:
+        _held.update(executor=executor, told=told)
+        wf = fp.Workflow("first")
+        wf.add(run_within)
+        assert executor.run(wf).ok
+    assert REFUSED in told[0]
+
+
+_held = {}
+
+
+def run_within():
+    twice(_held["executor"], _held["told"])
+
+
+@pytest.mark.parametrize("moment", ["start", "run"])
+def test_a_second_run_in_a_signal_handler_is_refused(moment, gate, monkeypatch):
+    told, executor = [], fp.WorkflowExecutor(1)
+    wf = fp.Workflow("first")
+    handle = wf.add(wait_for, gate)
+    before = signal.signal(signal.SIGUSR1, lambda *_: twice(executor, told))
+    try:
+        if moment == "start":
+            start = ProcessBackend._start_alone
+
+            def interrupted(self, slot):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                start(self, slot)
+
+            monkeypatch.setattr(ProcessBackend, "_start_alone", interrupted)
+            threading.Thread(target=open_gate, args=(gate,)).start()
+        else:
+
+            def interrupt():
+                with gate.open("w") as file:  # the task has opened it
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    file.write("on")
+
+            threading.Thread(target=interrupt).start()
+        assert executor.run(wf)[handle] == "on"
+        assert REFUSED in told[0]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        executor.close()
+
+
+def test_workers_are_not_started_by_a_handler_that_interrupts_a_start(monkeypatch):
+    told, start = [], ProcessBackend._start_alone
+
+    def handle(*_):
+        with fp.WorkflowExecutor(1) as other:
+            wf = fp.Workflow("second")
+            wf.add(abs, -5)
+            try:
+                other.run(wf)
+            except fp.WorkerStartFailed as error:
+                told.append(str(error))
+
+    def interrupted(self, slot):
+        if not told:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        start(self, slot)
+
+    monkeypatch.setattr(ProcessBackend, "_start_alone", interrupted)
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        wf = fp.Workflow("first")
+        handle_ = wf.add(abs, -1)
+        assert wf.run(workers=1)[handle_] == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert "signal handler" in told[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_closing_from_another_thread_waits_for_the_run(method, gate):
+    executor = fp.WorkflowExecutor(1, start_method=method)
+    wf = fp.Workflow()
+    handle = wf.add(wait_for, gate)
+    closing, closed = threading.Event(), threading.Event()
+
+    def close():
+        with gate.open("w") as file:  # the run goes
+            closing.set()
+            file.write("on")
+            threading.Thread(target=lambda: (executor.close(), closed.set())).start()
+
+    threading.Thread(target=close).start()
+    assert executor.run(wf)[handle] == "on"
+    assert closed.wait(30)
+    threading.Thread(target=open_gate, args=(gate,)).start()
+    assert executor.run(wf)[handle] == "on"  # with new workers
+    executor.close()
+    executor.close()
+
+
+def test_closing_in_a_callback_takes_place_behind_the_run():
+    executor = fp.WorkflowExecutor(1)
+    wf = fp.Workflow()
+    handles = wf.map(abs, range(3))
+    assert executor.run(wf, audit=lambda _: executor.close())[handles] == [0, 1, 2]
+    assert not executor._backend._is_open
+    with executor:
+        assert executor.run(wf)[handles] == [0, 1, 2]
+
+
+def test_many_threads_may_close():
+    executor = fp.WorkflowExecutor(2)
+    wf = fp.Workflow()
+    wf.map(abs, range(3))
+    executor.run(wf)
+    threads = [threading.Thread(target=executor.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not executor._backend._is_open
+
+
+MAIN_ENDS = """
+import os, sys, threading
+import forgepar as fp
+
+def step(i):
+    if i == 0:
+        open("go").read()
+    return i
+
+def run():
+    wf = fp.Workflow()
+    handles = wf.map(step, range(4))
+    print(wf.run(workers=2)[handles], flush=True)
+
+threading.Thread(target=run, daemon=DAEMON).start()
+with open("go", "w") as file:
+    file.write("on")
+"""
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_run_in_a_thread_comes_to_its_end_where_the_main_thread_ends(daemon, tmp_path):
+    os.mkfifo(tmp_path / "go")
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN_ENDS.replace("DAEMON", str(daemon))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    # A daemonic thread is not waited for behind its run, so it may come too late to print.
+    assert done.stdout.strip() in (["[0, 1, 2, 3]", ""] if daemon else ["[0, 1, 2, 3]"])
+
+
+def test_jobs_may_be_submitted_by_a_signal_handler_amid_a_submission():
+    futures, own = [], []
+    with fp.ForgeExecutor(1) as pool:
+        pool.submit(abs, 0).result()
+        encode, is_within = pool._recipes.called, []
+
+        def interrupted(fn):
+            if not is_within:
+                is_within.append(True)
+                with pool._recipes._lock, pool._feeder._lock:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                is_within.clear()
+            return encode(fn)
+
+        pool._recipes.called = interrupted
+        before = signal.signal(signal.SIGUSR1, lambda *_: futures.append(pool.submit(lambda i: i, [len(futures)])))
+        try:
+            own = [pool.submit(lambda i: i, [n]) for n in range(20)]
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert [future.result(30) for future in own] == [[n] for n in range(20)]
+        assert [future.result(30) for future in futures] == [[n] for n in range(20)]
+
+
+# Interrupts
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at one line of this package's code about workers, as a signal would."""
+
+    def __init__(self, at):
+        self.at, self.count = at, 0
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, _):
+        if frame.f_code.co_filename != process.__file__:
+            return None
+        # A lock is released where its block ends, whatever comes: no signal is looked at between.
+        if event == "line" and not linecache.getline(process.__file__, frame.f_lineno).lstrip().startswith("with "):
+            self.count += 1
+            if self.count == self.at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self.trace
+
+
+def left_over(folder, children):
+    """Return what there is of an executor that was closed."""
+    mine = set(psutil.Process().children(recursive=True)) - children
+    alive = [child for child in mine if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    return [child.cmdline() for child in psutil.wait_procs(alive, 10)[1]], folder.exists()
+
+
+def every_line(of):
+    return pytest.mark.parametrize("step", [of, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@every_line(of=5)
+def test_closing_that_was_interrupted_anywhere_goes_on(step):
+    wf = fp.Workflow()
+    wf.map(abs, range(3))
+    at, children = 1, set(psutil.Process().children(recursive=True))
+    while True:
+        executor = fp.WorkflowExecutor(2, start_method="fork")
+        executor.run(wf)
+        folder, interrupting = executor._backend.arena.folder, Interrupting(at)
+        try:
+            with interrupting:
+                executor.close()
+            break
+        except KeyboardInterrupt:
+            executor.close()
+            assert left_over(folder, children) == ([], False), at
+            at += step
+    assert at > 20
+
+
+# What was made and not yet kept when the interrupt came is closed by the garbage collector, with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@every_line(of=9)
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_a_start_that_was_interrupted_anywhere_leaves_nothing(method, step):
+    wf = fp.Workflow()
+    handles = wf.map(abs, range(3))
+    with fp.WorkflowExecutor(1, start_method=method) as executor:
+        executor.run(wf)  # the fork server stays
+    at, children = 1, set(psutil.Process().children(recursive=True))
+    while True:
+        executor, interrupting = fp.WorkflowExecutor(1, start_method=method), Interrupting(at)
+        open_backend = executor._backend.open
+
+        def interrupted(n_wanted, open_backend=open_backend, interrupting=interrupting):
+            with interrupting:
+                open_backend(n_wanted)
+
+        executor._backend.open = interrupted
+        try:
+            executor.run(wf)
+            executor.close()
+            break
+        except KeyboardInterrupt:
+            arena = executor._backend.__dict__.get("arena")
+            if arena is not None:
+                assert left_over(arena.folder, children) == ([], False), at
+        executor._backend.open = open_backend
+        assert executor.run(wf)[handles] == [0, 1, 2]
+        executor.close()
+        at += step
+    assert at > 30
+
+
+INTERRUPTED = (-signal.SIGINT, 130)  # a shell says 130
+TWICE = """
+import time
+import forgepar as fp
+wf = fp.Workflow()
+wf.map(time.sleep, [30] * 4)
+print("begins", flush=True)
+KIND
+"""
+KINDS = [
+    "wf.run(workers=2)",
+    "wf.run(workers=2, start_method='fork')",
+    "executor = fp.WorkflowExecutor(2); executor.run(wf)",
+    "pool = fp.ForgeExecutor(2); [f.result() for f in [pool.submit(time.sleep, 30) for _ in range(4)]]",
+    "with fp.ForgeExecutor(2) as pool: [f.result() for f in [pool.submit(time.sleep, 30) for _ in range(4)]]",
+]
+
+
+def interrupt_twice(seed, folder):
+    """Interrupt a program twice, at random moments of its start, run and end; return its exit code, and its errors."""
+    chance = random.Random(seed)
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with (folder / f"errors-{seed}").open("w+") as errors:
+        code = _interrupt_twice(chance, environment, errors)
+        errors.seek(0)
+        return code, errors.read()
+
+
+def _interrupt_twice(chance, environment, errors):
+    program = subprocess.Popen(
+        [sys.executable, "-c", TWICE.replace("KIND", chance.choice(KINDS))],
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        assert program.stdout.readline() == b"begins\n"
+        for least, most in ((0.0, 0.8), (0.01, 0.2)):
+            try:
+                program.wait(chance.uniform(least, most))
+            except subprocess.TimeoutExpired:
+                program.send_signal(signal.SIGINT)
+        code = program.wait(20)
+    finally:
+        program.kill()
+        program.wait()
+        program.stdout.close()
+    gone = psutil.wait_procs(of_session(program.pid), 10)[1]
+    assert not gone, [process.cmdline() for process in gone]
+    return code
+
+
+def of_session(pid):
+    """Return processes of a session that the program began."""
+    found = []
+    for child in psutil.process_iter():
+        try:
+            if os.getsid(child.pid) == pid and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_interrupts_end_a_program(seed, tmp_path):
+    code, errors = interrupt_twice(seed, tmp_path)
+    assert code in INTERRUPTED, errors
+
+
+@pytest.mark.slow
+def test_many_double_interrupts_end_a_program(tmp_path):
+    for seed in range(1000, 1500):
+        code, errors = interrupt_twice(seed, tmp_path)
+        assert code in INTERRUPTED, (seed, errors)
