@@ -5,11 +5,13 @@
            ├── events      what happened but for the starts and ends of tasks, which `tasks` tells
            └── values      by fingerprint and run: a pickle, or which file it is in
 
-A store is opened by those alone who wrote it: its values are pickles, which run code when they are read.
+A store is opened by those alone who wrote it: its values are pickles, which run code when they are read. Where its
+folder can be written by others it is not opened at all: SQLite believes a journal that lies beside a database.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -17,7 +19,7 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
+from forgepar.trust import distrust_of
 
 # In one statement, as another program may just be making the tables.
 _VERSION = (
@@ -40,6 +43,7 @@ _STEP_SECONDS = 0.05
 _ROWS_A_STATEMENT = 32
 _CACHE_KIB = 32 << 10  # what one transaction touches at most, about: SQLite's own 2 MiB cost a tenth of its time
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite takes for part of a database
 
 # What each version added to the one before; the database's user_version tells how many of these it has.
 MIGRATIONS = (
@@ -129,10 +133,10 @@ def open_to_write(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Con
         StoreError: it cannot be written, is no run store, or was written by a newer version.
     """
     real = path.resolve()  # what this process does to its current folder later is of no account
-    with _making(path):
-        os.close(os.open(real, os.O_RDWR | os.O_CREAT, 0o600))
-    check_trust(path)
-    with telling(path):
+
+    def connect() -> sqlite3.Connection:
+        with _making(path):
+            _make(real)
         connection = sqlite3.connect(real, timeout=patience, isolation_level=None, check_same_thread=False)
         try:
             _prepare(connection, path, time.monotonic() + patience)
@@ -141,7 +145,29 @@ def open_to_write(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Con
         except BaseException:
             connection.close()
             raise
-    return connection
+        return connection
+
+    return _trusted(path, connect)
+
+
+def _make(real: Path) -> None:
+    """Make an empty file where there is none.
+
+    One that is there is not opened: to close it again would take away the locks that another connection of this process
+    has on it, as the system counts locks by process.
+
+    Raises:
+        OSError: it cannot be made, or what is there cannot be written.
+    """
+    try:
+        os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        if not real.is_file():
+            number = errno.EISDIR if real.is_dir() else errno.EINVAL
+            raise OSError(number, os.strerror(number), str(real)) from None
+        if not os.access(real, os.R_OK | os.W_OK):
+            number = errno.EROFS if os.statvfs(real).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(real)) from None
 
 
 def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Connection:
@@ -154,8 +180,8 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
         raise StoreError(
             f"there is no run store {str(path)!r}. run(store=...) makes one, or forgepar run --store.", path=str(path)
         )
-    check_trust(path)
-    with telling(path):
+
+    def connect() -> sqlite3.Connection:
         last: sqlite3.Error | None = None
         for mode in _modes(path):
             connection = sqlite3.connect(
@@ -180,6 +206,8 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
         assert last is not None
         raise last
 
+    return _trusted(path, connect)
+
 
 def _modes(path: Path) -> Sequence[str]:
     """Return how to try to open a store to read it.
@@ -193,44 +221,85 @@ def _modes(path: Path) -> Sequence[str]:
     return ("ro", "ro&immutable=1") if is_whole and not os.access(real.parent, os.W_OK) else ("ro",)
 
 
-def check_trust(path: Path) -> None:
-    """Refuse a store that others may have written.
+def _trusted(path: Path, connect: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+    """Open a store, and check before that and after it that no other user can have written it.
 
     Raises:
-        StoreUntrusted: it, its folder of values, what SQLite has beside it, or the folder that it is in can be written
-            by others.
+        StoreUntrusted: another user can, or somebody replaced the store meanwhile.
     """
-    if not hasattr(os, "geteuid"):
-        return
-    folder, real = files_of(path), path.resolve()
-    for place in (path, folder, *(real.with_name(real.name + end) for end in ("-wal", "-shm"))):
+    check_trust(path)
+    real = path.resolve()
+    with _making(path):
+        folder = os.open(real.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        was = _looked_up(real.name, folder)
+        with telling(path):
+            connection = connect()
         try:
-            found = place.stat()
-        except FileNotFoundError:
+            check_trust(path)
+            now = _looked_up(real.name, folder)
+            is_same = now is not None and (was is None or os.path.samestat(was, now))
+            if not is_same or not os.path.samestat(os.fstat(folder), real.parent.stat()):
+                raise StoreUntrusted(
+                    f"the run store {str(path)!r} was replaced while it was opened. Open it again if you did this.",
+                    path=str(path),
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    finally:
+        os.close(folder)
+
+
+def check_trust(path: Path) -> None:
+    """Refuse a store that another user may have written, replaced or put something beside.
+
+    Raises:
+        StoreUntrusted: a folder on the way to it can be written by others; or so can the store itself, its folder of
+            values, or what SQLite has beside it.
+        StoreError: the way to it cannot be followed.
+    """
+    with _making(path):
+        found = distrust_of(path) or distrust_of(files_of(path))
+    if found is not None:
+        risk = "another user could replace the store or put a journal beside it"
+        raise StoreUntrusted(
+            f"the folder of the run store {str(path)!r} cannot be trusted: {found}, so {risk}. Its values are pickles, "
+            f"and to read one runs whatever code it holds. {found.remedy}.",
+            path=str(path),
+        )
+    folder, real = files_of(path), path.resolve()
+    for place in (real, folder, *(real.with_name(real.name + end) for end in _BESIDE)):
+        own = place.resolve() if place == folder else place
+        if (status := _looked_up(own)) is None:
             continue
         what = f"{'the folder of values' if place == folder else 'the run store'} {str(place)!r}"
-        if found.st_uid != os.geteuid():
+        if status.st_uid != os.geteuid():
             raise StoreUntrusted(
-                f"{what} belongs to another user (uid {found.st_uid}): its values are pickles, and to read one runs "
+                f"{what} belongs to another user (uid {status.st_uid}): its values are pickles, and to read one runs "
                 "whatever code it holds. Use a store of your own.",
                 path=str(path),
             )
-        if found.st_mode & _OTHERS_MAY_WRITE:
+        if place not in (real, folder) and not stat.S_ISREG(status.st_mode):
             raise StoreUntrusted(
-                f"{what} can be written by others (mode {stat.S_IMODE(found.st_mode):03o}): its values are pickles, "
+                f"{what} is no file, and SQLite would take it for part of the store. Remove it.", path=str(path)
+            )
+        if status.st_mode & _OTHERS_MAY_WRITE:
+            raise StoreUntrusted(
+                f"{what} can be written by others (mode {stat.S_IMODE(status.st_mode):03o}): its values are pickles, "
                 f"and to read one runs whatever code it holds. If nobody else did write to it: "
                 f"chmod {'700' if place == folder else '600'} {place}",
                 path=str(path),
             )
-    for parent in (path.absolute().parent, real.parent):
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IWOTH or mode & stat.S_ISVTX:
-            continue
-        raise StoreUntrusted(
-            f"the folder {str(parent)!r} can be written by everybody (mode {stat.S_IMODE(mode):03o}), who could put "
-            "another file in the store's place. Put the store into a folder of your own.",
-            path=str(path),
-        )
+
+
+def _looked_up(place: Path | str, folder: int | None = None) -> os.stat_result | None:
+    """Return what is known of an entry of an open folder, a link itself included; None: there is none."""
+    try:
+        return os.stat(place, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 def files_of(path: Path) -> Path:

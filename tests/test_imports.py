@@ -26,6 +26,8 @@ RANKS = {
         "inputs",
         "pickling",
         "version",
+        "trust",
+        "escaping",
         "values.segment",
         "backends.joblibname",
     ],

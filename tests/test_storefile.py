@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
+from forgepar import storefile
 from forgepar.collecting import collect
 from forgepar.storefile import (
     MIGRATIONS,
@@ -201,12 +202,45 @@ def test_what_others_may_have_put_beside_a_store_is_refused(store, end):
             use()
 
 
-def test_a_sticky_folder_will_do(tmp_path):
+def test_a_sticky_folder_is_refused_and_a_folder_of_ones_own_in_it_will_do(tmp_path):
+    """Nobody can replace a file in a sticky folder, but anybody can put a journal beside it."""
     tmp_path.chmod(0o1777)
     try:
-        assert run(tmp_path / "runs.db").ok
+        with pytest.raises(fp.StoreUntrusted, match=rf"mkdir -m 700 {tmp_path}/NAME"):
+            run(tmp_path / "runs.db")
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "own").mkdir()
+        assert run(tmp_path / "own" / "runs.db").ok
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_store_that_is_replaced_while_it_is_opened_is_refused(store, monkeypatch):
+    run(store)
+    check = storefile._check_version
+
+    def replace(*arguments):
+        other = Path(f"{store}.other")
+        other.write_bytes(store.read_bytes())
+        other.chmod(0o600)
+        other.replace(store)
+        return check(*arguments)
+
+    monkeypatch.setattr(storefile, "_check_version", replace)
+    for opening in (open_to_read, open_to_write):
+        with pytest.raises(fp.StoreUntrusted, match="was replaced while it was opened"):
+            opening(store)
+
+
+def test_to_open_a_store_leaves_the_locks_of_this_process_on_it(store):
+    """Else another process that closes it last takes the log away from under a run, and what that writes is lost."""
+    run(store)
+    with closing(open_to_write(store)) as connection:
+        connection.execute("SELECT count(*) FROM runs").fetchall()
+        open_to_write(store).close()
+        other = f"from forgepar.storefile import *; open_to_write(Path({str(store)!r})).close()"
+        subprocess.run([sys.executable, "-c", other], check=True, timeout=60)
+        assert Path(f"{store}-wal").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
