@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import stat
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -231,11 +232,13 @@ def test_a_file_is_replaced_once_the_new_one_is_whole(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_has_the_mode_of_any_other(tmp_path):
-    plain = tmp_path / "plain"
-    plain.touch()
-    write_report(a_table(), str(tmp_path / "run.html"))
-    assert (tmp_path / "run.html").stat().st_mode == plain.stat().st_mode
+def test_a_new_file_is_its_owners_alone_and_one_that_was_given_to_others_stays_so(tmp_path):
+    path = tmp_path / "run.html"
+    write_report(a_table(), str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    write_report(a_table(), str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_is_drawn(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forgepar.commands.base import DONE, Commands, add_target_command, complain
 from forgepar.report.diagram import DIRECTIONS, FORMS, draw
+from forgepar.report.writing import write_pieces
 from forgepar.workflow import Workflow
 
 _FORM_OF = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"}
@@ -54,7 +55,7 @@ def graph(workflow: Workflow, arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return DONE
     try:
-        path.write_text(text, encoding="utf-8")
+        write_pieces(path, [text])
     except OSError as error:
         return complain(ValueError(f"{path} cannot be written: {error.strerror}. Give another -o."))
     return DONE

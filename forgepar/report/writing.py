@@ -1,29 +1,87 @@
-"""Writing a file in pieces: it is there as a whole or, if something goes wrong on the way, as it was before."""
+"""Writing a file in pieces: it is there as a whole or, if something goes wrong on the way, as it was before.
+
+Other users may be able to write to the folder, as to ``/tmp``. So the file is made under a name that nobody can guess,
+where nothing was, for its owner alone; and no link or pipe of another user is written to.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+_NAME_BYTES = 8  # of the part of a name that cannot be guessed
+_MOST_LINKS = 40  # as Linux has it
+_PERMISSIONS = 0o666
 
-def write_pieces(path: Path | str, pieces: Iterable[str]) -> None:
-    """Write text to a file as it is made, first under another name beside it.
 
-    What is there and is no file, such as a pipe or ``/dev/stdout``, is written to as it is.
+def write_pieces(path: Path | str, pieces: Iterable[str | bytes]) -> None:
+    """Write text (as UTF-8) or bytes to a file as they are made, first under another name beside it.
+
+    A new file can be read by its owner alone; one that replaces a file of this user has the same permissions as that.
+    What is there and is no file, such as a pipe or ``/dev/stdout``, is written to as it is. A link of this user or of
+    root stays one, and what it leads to is written.
 
     Raises:
         OSError: it cannot be written; the file is as it was.
+        PermissionError: the same, as what is there is a link or a pipe of another user.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = _target(Path(path))
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8") as stream:
-            stream.writelines(pieces)
+        _write(_opened(target), pieces)
         return
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{os.urandom(_NAME_BYTES).hex()}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.writelines(pieces)
+        with suppress(OSError):  # nothing is there, or the file system has no permissions
+            there = target.stat(follow_symlinks=False)
+            if there.st_uid == os.geteuid():
+                os.fchmod(descriptor, there.st_mode & _PERMISSIONS)
+        _write(descriptor, pieces)
         part.replace(target)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+def _write(descriptor: int, pieces: Iterable[str | bytes]) -> None:
+    """Write pieces to an open file, and close it."""
+    with open(descriptor, "wb") as stream:
+        stream.writelines(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
+
+
+def _opened(target: Path) -> int:
+    """Open what is there and is no file to write."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "somebody just put a file in its place", str(target))
+    return descriptor
+
+
+def _target(path: Path) -> Path:
+    """Follow links at the end of a path as far as they can be trusted; folders on the way are the system's matter.
+
+    Raises:
+        PermissionError: one of them, or the pipe that they lead to, belongs to another user.
+    """
+    for _ in range(_MOST_LINKS):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return path
+        is_link = stat.S_ISLNK(found.st_mode)
+        if found.st_uid not in (0, os.geteuid()) and (is_link or stat.S_ISFIFO(found.st_mode)):
+            raise PermissionError(
+                errno.EPERM,
+                f"it is a {'link' if is_link else 'pipe'} of another user (uid {found.st_uid}), who would decide what "
+                "is written to",
+                str(path),
+            )
+        if not is_link or (path.exists() and not path.is_file()):  # what `/dev/stdout` leads to may have no name
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
