@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import queue
+import tempfile
 import time
 import warnings
 from array import array
@@ -340,23 +341,50 @@ def connected(given: Any) -> Any:
 
 
 @contextmanager
-def local_cluster(n_workers: int) -> Iterator[str]:
-    """Start a cluster on this machine, for this process alone: one thread a worker; give its address."""
+def local_cluster(n_workers: int) -> Iterator[Any]:
+    """Start a cluster on this machine, for this process alone: one thread per worker.
+
+    A port of the loopback interface is open to every user of the machine, and a Dask scheduler runs the code of whoever
+    connects. So all parts authenticate each other by TLS, with a certificate that exists only in their memory. The HTTP
+    servers, which know no authentication, serve no page, and workers keep their files in a folder of this user.
+
+    Args:
+        n_workers: how many processes.
+
+    Yields:
+        The `distributed.LocalCluster`, which a backend takes in place of an address: it has the certificate.
+
+    Raises:
+        ImportError: `distributed` or `cryptography` is missing.
+    """
     try:
-        from distributed import LocalCluster
+        import dask
+        from distributed import LocalCluster, Security
     except ImportError as error:
         raise _missing(error) from error
-    with LocalCluster(
-        n_workers=n_workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        worker_dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False},
-    ) as cluster:
-        address: str = cluster.scheduler_address
-        yield address
+    try:
+        security = Security.temporary()
+    except ImportError as error:
+        raise ImportError(
+            "a Dask cluster made for one run is secured by TLS, which needs cryptography: pip install 'forgepar[dask]'"
+        ) from error
+    no_pages: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="forgepar-dask-") as folder,
+        dask.config.set(no_pages),  # what workers are told of it when they start
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            security=security,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            local_directory=folder,
+        ) as cluster,
+    ):
+        yield cluster
 
 
 def _missing(error: ImportError) -> ImportError:
