@@ -10,13 +10,16 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import forgepar
 from forgepar.commands import completing, graphs, reports, running, stores, watching
 from forgepar.commands.base import BAD_USAGE, DONE, INTERRUPTED, Parser, add_volume, complain
 from forgepar.errors import MissingResult, StoreError, WorkerStartFailed, WorkflowError
+from forgepar.escaping import escaped
 
 _ROOMS = (running, graphs, stores, reports, watching, completing)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(BAD_USAGE)
     arguments.parser = parser
     try:
-        with _logging(arguments.verbose):
+        with _escaping_warnings(), _logging(arguments.verbose):
             code: int = arguments.command(arguments)
     except (WorkflowError, WorkerStartFailed, StoreError, MissingResult, ValueError) as error:
         return complain(error)
@@ -65,6 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+@contextmanager
+def _escaping_warnings() -> Iterator[None]:
+    """Show warnings, which may tell of names and of what tasks warn of, so that a terminal obeys nothing in them."""
+    before = warnings.formatwarning
+
+    def formatted(*arguments: Any, **options: Any) -> str:
+        return escaped(before(*arguments, **options))
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 @contextmanager
 def _logging(n_verbose: int) -> Iterator[None]:
     """Show log records of forgepar's own and of tasks on standard error, if asked to."""
@@ -72,7 +95,7 @@ def _logging(n_verbose: int) -> Iterator[None]:
         yield
         return
     logger, handler = logging.getLogger("forgepar"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.setLevel(_LEVELS[min(n_verbose, len(_LEVELS)) - 1])
     logger.addHandler(handler)

@@ -15,6 +15,7 @@ from typing import Literal, TextIO, TypeAlias
 
 from forgepar.backends.output import LOG, PROGRESS, STDERR, STREAMS, UNKNOWN_TASK, WARNING, Said
 from forgepar.contexts import inside
+from forgepar.escaping import escaped_line, escaped_output
 from forgepar.plan import Plan
 
 _MOST_ERRORS = 20  # lines of stderr that are remembered of each slot, for when its worker dies
@@ -33,6 +34,22 @@ class OutputLine:
     task: str | None
     stream: str
     text: str
+
+
+class Escaping:
+    """A way to show lines on a terminal that obeys nothing in them: escape sequences are shown as text.
+
+    Args:
+        has_tags: whether each line begins with its task's name.
+    """
+
+    def __init__(self, *, has_tags: bool) -> None:
+        self.has_tags = has_tags
+
+    def __call__(self, line: OutputLine) -> None:
+        """Write a line to the standard stream of the same name."""
+        tag = f"[{escaped_line(line.task)}] " if self.has_tags and line.task is not None else ""
+        (sys.stdout if line.stream == "stdout" else sys.stderr).write(f"{tag}{escaped_output(line.text)}\n")
 
 
 Show: TypeAlias = Literal["plain", "tagged"] | Callable[[OutputLine], object]
@@ -101,13 +118,16 @@ class Console:
     def show(self, task: str | None, stream: str, text: str, to: TextIO | None = None) -> None:
         """Show whole lines of one task."""
         show = self._show
+        if isinstance(show, Escaping):  # many lines at once
+            text, show = escaped_output(text), "tagged" if show.has_tags else "plain"
         if callable(show):
             for line in text.splitlines():
                 show(OutputLine(task, stream, line))
             return
         to = to or (sys.stdout if stream == "stdout" else sys.stderr)
         if show == "tagged" and task is not None:
-            text = "".join(f"[{task}] {line}" for line in text.splitlines(keepends=True))
+            tag = escaped_line(task)
+            text = "".join(f"[{tag}] {line}" for line in text.splitlines(keepends=True))
         to.write(text)
 
     def _show_text(self, slot: int, kind: int, task: int, text: str) -> None:

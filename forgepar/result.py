@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.errors import MissingResult, ResultReleased
+from forgepar.escaping import escaped, escaped_line
 from forgepar.events import Event, WorkflowTaskFailed, WorkflowTaskRetried, WorkflowToolFallback
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_text
@@ -439,14 +440,14 @@ class RunResult:
         ]
         lines += [
             f"{row.layer:>5} {row.n_tasks:>8} {_seconds(row.wall_seconds):>10} {_seconds(row.longest_seconds):>10} "
-            f"{_seconds(row.work_seconds):>10}  {row.longest_task}"
+            f"{_seconds(row.work_seconds):>10}  {escaped_line(row.longest_task)}"
             for row in self.layer_table()
         ]
         if self.bytes.written:
             lines.append(f"values: {self.bytes}")
         if self.rollback.compensated or self.rollback.failed:
             lines.append(f"rolled back: {self.rollback}")
-        lines += [f"failed: {name}: {error_text(error)}" for name, error in self.errors.items()]
+        lines += [f"failed: {escaped_line(name)}: {escaped(error_text(error))}" for name, error in self.errors.items()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TextIO, TypeAlias
 
+from forgepar.escaping import escaped
 from forgepar.targets import TargetError, load_workflow
 from forgepar.workflow import Workflow
 
@@ -108,7 +109,7 @@ def _finite(value: Any) -> Any:
 def note(arguments: argparse.Namespace, text: str) -> None:
     """Say what is good to know and no result, unless it is to be quiet."""
     if not arguments.quiet:
-        print(f"forgepar: {text}", file=sys.stderr)
+        print(f"forgepar: {escaped(text)}", file=sys.stderr)
 
 
 def styled(text: str, style: str, stream: TextIO | None = None) -> str:
@@ -140,7 +141,7 @@ def add_target_command(
             return complain(error)
         except Exception:
             complain(f"{arguments.target} cannot be loaded; it raised:")
-            traceback.print_exc()
+            print(escaped(traceback.format_exc()), end="", file=sys.stderr)
             return BAD_USAGE
         return function(workflow, arguments)
 
@@ -154,8 +155,16 @@ def add_target_command(
 
 def complain(error: Exception | str) -> int:
     """Say what is wrong, and return the exit code for that."""
-    print(f"{styled('forgepar:', 'bad')} {error}", file=sys.stderr)
+    print(f"{styled('forgepar:', 'bad')} {escaped(str(error))}", file=sys.stderr)
     return BAD_USAGE
+
+
+def print_value(value: Any) -> None:
+    """Print a value alone: a text as it is, unless a terminal would obey what is in it; others by their repr."""
+    if isinstance(value, str):
+        print(escaped(value) if sys.stdout.isatty() else value)
+    else:
+        print(escaped(repr(value)))
 
 
 def tried(call: Callable[[], object]) -> int:

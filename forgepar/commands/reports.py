@@ -7,6 +7,7 @@ from pathlib import Path
 
 from forgepar.commands.base import DONE, Commands, add_json, print_json, tried
 from forgepar.commands.stores import add_run, store_command
+from forgepar.escaping import escaped
 from forgepar.forecast import parse_workers, plan_table, plan_text
 from forgepar.report.html import write_report
 from forgepar.store import Store
@@ -60,5 +61,5 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([row._asdict() for row in rows])
     else:
-        print(plan_text(table, rows))
+        print(escaped(plan_text(table, rows)))
     return DONE

@@ -23,15 +23,19 @@ from forgepar.commands.base import (
     add_target_command,
     complain,
     print_json,
+    print_value,
     tried,
 )
 from forgepar.commands.watching import watching_display
+from forgepar.console import Escaping
 from forgepar.displays import Display
 from forgepar.errors import RunTimeout, WorkflowFailed
+from forgepar.escaping import escaped, escaped_line
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
 from forgepar.priors import Resume
 from forgepar.report.html import check_report
+from forgepar.report.writing import write_pieces
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.sinks import Listener
@@ -55,7 +59,8 @@ def add_to(commands: Commands) -> None:
     command.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="run on a Dask cluster, such as tcp://host:8786; local: on one of --workers processes, made for the run",
+        help="run on a Dask cluster, such as tcp://host:8786; local: on one of --workers processes, made for the run, "
+        "and secured by TLS",
     )
     command.add_argument("--start-method", choices=START_METHODS)
     command.add_argument("--schedule", choices=("layers", "eager"), default="layers")
@@ -128,7 +133,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 rollback=arguments.rollback,
                 timeout=arguments.timeout,
                 layer_timeout=arguments.layer_timeout,
-                show="tagged" if arguments.tag_output else "plain",
+                show=Escaping(has_tags=arguments.tag_output),
                 audit=_listeners(arguments),
                 store=arguments.store,
                 resume=_resume(arguments),
@@ -141,9 +146,11 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     _print_values(workflow, result)
     if arguments.summary:
         print(result.summary(), file=sys.stderr)
+    code = DONE
     if arguments.save_durations:
-        arguments.save_durations.write_text(json.dumps(result.durations(), indent=1) + "\n")
-    return _write_report(result, arguments.report)
+        text = json.dumps(result.durations(), indent=1) + "\n"
+        code = tried(lambda: write_pieces(arguments.save_durations, [text]))
+    return _write_report(result, arguments.report) or code
 
 
 def _resume(arguments: argparse.Namespace) -> bool | Resume:
@@ -210,7 +217,7 @@ def check(workflow: Workflow, arguments: argparse.Namespace) -> int:
         print_json([{**asdict(finding), "is_fatal": finding.is_fatal} for finding in findings])
     else:
         for finding in findings:
-            print(finding)
+            print(escaped(str(finding)))
     return BAD_USAGE if any(finding.is_fatal for finding in findings) else DONE
 
 
@@ -225,7 +232,9 @@ def layers(workflow: Workflow, arguments: argparse.Namespace) -> int:
     for number, names in enumerate(found):
         shown = names if arguments.all else names[:_MOST_NAMES]
         more = f" ... and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
-        print(f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(shown)}{more}")
+        print(
+            f"layer {number}: {len(names)} task{'s' * (len(names) != 1)}: {', '.join(map(escaped_line, shown))}{more}"
+        )
     if expected is not None:
         print(_estimate(**expected))
     return DONE
@@ -265,10 +274,10 @@ def _print_values(workflow: Workflow, result: RunResult) -> None:
     """Print the leaves' values: a lone text as it is, others by name."""
     leaves = [workflow.task_name(i) for i in workflow.plan().leaves[:_MOST_VALUES].tolist()]
     if len(leaves) == 1 and isinstance(result[leaves[0]], str):
-        print(result[leaves[0]])
+        print_value(result[leaves[0]])
         return
     for name in leaves:
-        print(f"{name} = {result[name]!r}")
+        print(escaped(f"{escaped_line(name)} = {result[name]!r}"))
     if (rest := len(workflow.plan().leaves) - len(leaves)) > 0:
         print(f"... and {rest} more")
 
@@ -279,7 +288,7 @@ def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
     for name, error in result.errors.items():
         complain(f"task {name!r} failed: {type(error).__name__}: {error}")
         for note in getattr(error, "__notes__", ()):
-            print("  " + note.replace("\n", "\n  "), file=sys.stderr)
+            print(escaped("  " + note.replace("\n", "\n  ")), file=sys.stderr)
     for error in failure.exceptions:
         if isinstance(error, RunTimeout):
             complain(error)

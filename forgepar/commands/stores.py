@@ -13,7 +13,8 @@ from typing import Any
 
 from forgepar.audit import line_of
 from forgepar.collecting import collect
-from forgepar.commands.base import DONE, Commands, add_command, add_json, print_json
+from forgepar.commands.base import DONE, Commands, add_command, add_json, print_json, print_value
+from forgepar.escaping import escaped
 from forgepar.machine import as_bytes, as_text
 from forgepar.pickling import dumps_by_value
 from forgepar.report.trace import trace_pieces
@@ -119,7 +120,7 @@ def show(arguments: argparse.Namespace) -> int:
         print_json(_as_json(facts, table))
         return DONE
     for line in _description(facts, table, most=len(table.failures) if arguments.all else _MOST_FAILURES):
-        print(line)
+        print(escaped(line))
     return DONE
 
 
@@ -132,11 +133,11 @@ def values(arguments: argparse.Namespace) -> int:
         value = run.value(arguments.name)
     if arguments.output is not None:
         with _writing(arguments.output):
-            arguments.output.write_bytes(dumps_by_value(value))
+            write_pieces(arguments.output, [dumps_by_value(value)])
     elif arguments.json:
         print_json(value)
     else:
-        print(value if isinstance(value, str) else repr(value))
+        print_value(value)
     return DONE
 
 

@@ -201,7 +201,12 @@ def table_rows(table: RunTable) -> list[tuple[str, ...]]:
         work = float(table.seconds[tasks].sum())
         busy = min(1.0, work / table.wall_seconds) if table.wall_seconds else 0.0
         ago = max(0.0, table.wall_seconds - float(ends.max()))
-        told = (wording.as_time(work), wording.as_percent(busy), f"{wording.as_time(ago)} ago", table.names[last])
+        told = (
+            wording.as_time(work),
+            wording.as_percent(busy),
+            f"{wording.as_time(ago)} ago",
+            wording.one_line(table.names[last]),
+        )
         rows.append((str(slot), f"{len(tasks):,}", *told))
     return rows
 

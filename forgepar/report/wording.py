@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from forgepar.displays import FailedTask
+from forgepar.escaping import escaped_line
 from forgepar.machine import as_text
 from forgepar.report.figures import Figures
-from forgepar.report.text import cleaned
 
 _MOST_ERROR = 300  # characters of an error that are shown; all of it is in the result
 UNKNOWN = "-"
@@ -70,7 +70,7 @@ def counted(n: int, what: str) -> str:
 
 def one_line(text: str, most: int = _MOST_ERROR) -> str:
     """Return the first line of a text, and no more of it than so many characters; nothing in it moves a cursor."""
-    line = cleaned(next((line for line in text.splitlines() if line.strip()), ""))
+    line = escaped_line(next((line for line in text.splitlines() if line.strip()), "")).replace("\t", " ")
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
