@@ -35,6 +35,7 @@ from forgepar.events import (
     WorkflowToolFallback,
 )
 from forgepar.standing import Standing, TaskStanding
+from forgepar.trust import end_of_links
 
 _KINDS = {name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Event)}
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
@@ -78,8 +79,9 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         try:
-            is_torn = _is_torn(self._path)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            place = end_of_links(path)
+            is_torn = _is_torn(place)
+            self._file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise ValueError(
                 f"the audit log {str(path)!r} cannot be written ({error.strerror}). "

@@ -285,7 +285,7 @@ class StoredRun:
         return list(found.values())
 
     def value(self, name: str) -> Any:
-        """Return the value of one of its tasks. It is unpickled, which runs what code it has.
+        """Return the value of one of its tasks. It is unpickled, which runs the code of the store's owner.
 
         Raises:
             UnknownTask: the run has no task of this name.

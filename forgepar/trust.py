@@ -69,6 +69,36 @@ def distrust_of(path: str | os.PathLike[str], *, is_shared: bool = False) -> Dis
     return None
 
 
+def end_of_links(path: str | os.PathLike[str]) -> Path:
+    """Follow links at the end of the path of a file to be written, as far as they can be trusted.
+
+    Links of folders on the way are the system's matter. A link to what is no file, such as ``/dev/stdout``, is not
+    followed: what it leads to may have no name.
+
+    Raises:
+        PermissionError: a link, or the pipe that they lead to, belongs to another user.
+        OSError: they go round in a circle, or cannot be looked at.
+    """
+    place = Path(path)
+    for _ in range(_MOST_LINKS):
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            return place
+        is_link = stat.S_ISLNK(found.st_mode)
+        if found.st_uid not in (0, os.geteuid()) and (is_link or stat.S_ISFIFO(found.st_mode)):
+            raise PermissionError(
+                errno.EPERM,
+                f"it is a {'link' if is_link else 'pipe'} of another user (uid {found.st_uid}), who would decide what "
+                "is written to",
+                str(place),
+            )
+        if not is_link or (place.exists() and not place.is_file()):
+            return place
+        place = place.parent / place.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
 class _Step(NamedTuple):
     """A folder, and the entry of it that leads on; None: there is no such entry."""
 

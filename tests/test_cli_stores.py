@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 
 import forgepar as fp
 from forgepar import cli
+from forgepar.priors import BLOB, FILE, SCALAR, checksum_of, payload_of_file
+from forgepar.storefile import files_of
+from forgepar.valuefiles import ValueFiles
 
 PIPELINE = """
     import forgepar as fp
@@ -226,3 +232,57 @@ def test_a_reader_that_has_read_enough_is_no_fault(tmp_path, forgepar):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "WorkflowStarted" in done.stdout
+
+
+def test_lists_reports_and_exports_of_a_store_unpickle_nothing(forgepar, tmp_path):
+    """Values of all three kinds are code, which only asking for a value or a resumed run would run."""
+    program = (
+        "import forgepar as fp, numpy as np\n"
+        "wf = fp.Workflow('kinds')\n"
+        "wf.add(fp.task(abs).options(name='scalar'), -1)\n"
+        "wf.add(fp.task(list).options(name='blob'), range(3))\n"
+        "wf.add(fp.task(np.zeros).options(name='file'), 1 << 16)\n"
+        "wf.run(backend='inline', store='runs.db')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    files = ValueFiles(files_of(tmp_path / "runs.db"))
+    planted = pickle.dumps(_Code(str(tmp_path / "ran")))
+    with closing(sqlite3.connect("runs.db")) as connection:
+        rows = connection.execute('SELECT fingerprint, run, kind FROM "values"').fetchall()
+        assert sorted(kind for _, _, kind in rows) == [SCALAR, BLOB, FILE]
+        for fingerprint, run, kind in rows:
+            payload = planted
+            if kind == FILE:
+                payload = payload_of_file(files.write([memoryview(planted)]), [len(planted)])
+            told = (payload, checksum_of(fingerprint, kind, payload), fingerprint, run)
+            connection.execute('UPDATE "values" SET payload = ?, checksum = ? WHERE fingerprint = ? AND run = ?', told)
+        connection.commit()
+    commands = ["runs", "show", "values", "export", "plan", "top"]
+    for command in [*([name] for name in commands), *([name, "--json"] for name in commands if name != "export")]:
+        assert forgepar(command[0], "runs.db", *command[1:])[0] == 0
+    for form in ("wfformat", "chrome"):
+        assert forgepar("export", "runs.db", "--format", form)[0] == 0
+    with fp.Store.open("runs.db") as store:
+        run = store.run()
+        assert (len(run.stored_values()), len(list(run.events())), len(run.table())) == (3, 11, 3)
+    assert forgepar("gc", "runs.db", "--keep", "1")[0] == 0
+    assert not (tmp_path / "ran").exists()
+    for name in ("scalar", "blob", "file"):
+        assert forgepar("values", "runs.db", "last", name)[0] == 0
+        assert (tmp_path / "ran").exists(), "what was planted is code"
+        (tmp_path / "ran").rmdir()
+
+
+class _Code:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_help_says_what_runs_code_of_the_stores_owner(capsys):
+    for command in ("values", "run"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert "runs the code of the store's owner" in " ".join(capsys.readouterr().out.split())

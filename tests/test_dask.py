@@ -475,8 +475,15 @@ def test_the_command_line(address, capsys):
 
 @pytest.mark.slow
 def test_the_command_line_makes_a_cluster(capsys):
+    pytest.importorskip("cryptography")
     assert main(["run", "forgepar.examples.tree", "--dask", "local", "--workers", "2"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_a_cluster_that_cannot_be_secured_is_not_made(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert main(["run", "forgepar.examples.tree", "--dask", "local", "--workers", "1"]) == 2
+    assert "secured by TLS, which needs cryptography: pip install 'forgepar[dask]'" in capsys.readouterr().err
 
 
 # Clocks

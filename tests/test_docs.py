@@ -16,7 +16,9 @@ from test_imports import MODULES
 import forgepar as fp
 from forgepar import cli
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SECURITY = (ROOT / ".github" / "SECURITY.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -31,8 +33,9 @@ def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
     assert (done.stdout, done.stderr) == (blocks("text")[0], "")
 
 
-def test_the_tests_that_the_readme_names_exist():
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", README)
+@pytest.mark.parametrize("text", [README, SECURITY], ids=["README", "SECURITY"])
+def test_the_tests_that_are_named_exist(text):
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
     assert named
     for file, test in named:
         assert f"def {test}(" in (Path(__file__).parent / file).read_text()
@@ -52,6 +55,14 @@ def test_arguments_that_the_readme_names_exist():
         assert name in fp.WorkflowExecutor.run.__kwdefaults__
     options = set(fp.Options.__dataclass_fields__)
     assert {"retries", "name", "after"} <= options
+
+
+def test_the_security_page_names_what_exists_and_is_one_page():
+    commands = cli._parser()._subparsers._group_actions[0].choices
+    told = re.search(r"`forgepar runs`, (.*?) without a", SECURITY, flags=re.DOTALL)[1]
+    assert set(re.findall(r"`(\w+)`", told)) < set(commands)
+    assert hasattr(fp, "StoreUntrusted")
+    assert len(SECURITY.split()) < 800
 
 
 def test_command_lines_that_the_readme_shows_parse():

@@ -300,6 +300,7 @@ EXPORTS = {
     "events": ["export", "{store}", "-o", "{path}"],
     "value": ["values", "{store}", "last", "make", "-o", "{path}"],
     "diagram": ["graph", "{file}", "-o", "{path}"],
+    "audit": ["run", "{file}", "--backend", "inline", "--audit", "{path}"],
     "durations": ["run", "{file}", "--backend", "inline", "--save-durations", "{path}"],
 }
 

@@ -75,7 +75,10 @@ def add_to(commands: Commands) -> None:
     command.add_argument("--audit", metavar="FILE", help="append what happens to a file, a line of JSON an event")
     command.add_argument("--store", type=Path, metavar="FILE", help="keep the run and its values in a run store")
     command.add_argument(
-        "--resume", action="store_true", help="do not run tasks whose values the store has from earlier runs"
+        "--resume",
+        action="store_true",
+        help="do not run tasks whose values the store has from earlier runs; "
+        "to unpickle these runs the code of the store's owner",
     )
     command.add_argument(
         "--rerun", action="append", default=[], metavar="NAME", help="run this task again, or those like load-*"

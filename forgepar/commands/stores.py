@@ -23,7 +23,7 @@ from forgepar.report.writing import write_pieces
 from forgepar.runtable import RunTable
 from forgepar.store import RunFacts, Store, StoredRun
 
-_STORE_HELP = "the file of a run store, as run --store makes it; its values are pickles: ask only stores of your own"
+_STORE_HELP = "the file of a run store, as run --store makes it, in a folder that no other user may write to"
 _RUN_HELP = "number or id of a run, or the beginning of its id; the last one if left out, or if it is 'last'"
 _MOST_FAILURES = 10  # whose tracebacks are shown
 _MOST_SLOWEST = 10
@@ -52,7 +52,13 @@ def add_to(commands: Commands) -> None:
         ["runs.db last", "runs.db last report"],
     )
     command.add_argument("run", metavar="RUN", nargs="?", help=_RUN_HELP)
-    command.add_argument("name", metavar="NAME", nargs="?", help="of a task; the values are listed if it is left out")
+    command.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="of a task: its value is unpickled, which runs the code of the store's owner; "
+        "the values are listed if it is left out",
+    )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the value there, as a pickle")
     add_json(command)
     command = store_command(

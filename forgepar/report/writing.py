@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from forgepar.trust import end_of_links
+
 _NAME_BYTES = 8  # of the part of a name that cannot be guessed
-_MOST_LINKS = 40  # as Linux has it
 _PERMISSIONS = 0o666
 
 
@@ -29,7 +30,7 @@ def write_pieces(path: Path | str, pieces: Iterable[str | bytes]) -> None:
         OSError: it cannot be written; the file is as it was.
         PermissionError: the same, as what is there is a link or a pipe of another user.
     """
-    target = _target(Path(path))
+    target = end_of_links(path)
     if target.exists() and not target.is_file():
         _write(_opened(target), pieces)
         return
@@ -60,28 +61,3 @@ def _opened(target: Path) -> int:
         os.close(descriptor)
         raise PermissionError(errno.EPERM, "somebody just put a file in its place", str(target))
     return descriptor
-
-
-def _target(path: Path) -> Path:
-    """Follow links at the end of a path as far as they can be trusted; folders on the way are the system's matter.
-
-    Raises:
-        PermissionError: one of them, or the pipe that they lead to, belongs to another user.
-    """
-    for _ in range(_MOST_LINKS):
-        try:
-            found = path.lstat()
-        except FileNotFoundError:
-            return path
-        is_link = stat.S_ISLNK(found.st_mode)
-        if found.st_uid not in (0, os.geteuid()) and (is_link or stat.S_ISFIFO(found.st_mode)):
-            raise PermissionError(
-                errno.EPERM,
-                f"it is a {'link' if is_link else 'pipe'} of another user (uid {found.st_uid}), who would decide what "
-                "is written to",
-                str(path),
-            )
-        if not is_link or (path.exists() and not path.is_file()):  # what `/dev/stdout` leads to may have no name
-            return path
-        path = path.parent / path.readlink()
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
