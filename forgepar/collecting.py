@@ -104,29 +104,30 @@ def collect(
     try:
         with telling(store):
             connection.execute("PRAGMA temp_store = DEFAULT")  # else a copy of all would be made in memory
-            n_runs, n_values = _forget(connection, keep) if keep is not None else (0, 0)
+            n_runs, n_values = _forget(connection, files.folder, keep) if keep is not None else (0, 0)
             if max_bytes is not None:
                 n_values += _forget_values(connection, files, max_bytes)
             referred = _referred(connection)
-            is_used = bool(_going(connection))
+            is_used = bool(_going(connection, files.folder))
+            not_ended = {run for (run,) in connection.execute("SELECT run_id FROM runs WHERE status = 'running'")}
         n_files = _remove_files(files, referred, began_at - _YOUNG_SECONDS * is_used)
-        remove_stale(files.folder)
+        remove_stale(files.folder, not_ended)
         _shrink(connection, store)
     finally:
         connection.close()
     return Collected(n_runs, n_values, n_files, before, _total_bytes(store, files))
 
 
-def _going(connection: sqlite3.Connection) -> set[int]:
+def _going(connection: sqlite3.Connection, folder: Path) -> set[int]:
     """Return the numbers of the runs that go; one that was killed is written down as if it did."""
-    return {facts.number for facts in facts_of_runs(connection) if facts.status == "running"}
+    return {facts.number for facts in facts_of_runs(connection, folder) if facts.status == "running"}
 
 
-def _forget(connection: sqlite3.Connection, keep: int) -> tuple[int, int]:
+def _forget(connection: sqlite3.Connection, folder: Path, keep: int) -> tuple[int, int]:
     """Remove all but the newest runs, and the values that none of these has; return how many of both."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        going = _going(connection)
+        going = _going(connection, folder)
         runs = [run for (run,) in connection.execute("SELECT id FROM runs ORDER BY id DESC")]
         gone = [(run,) for run in runs[keep:] if run not in going]
         for table in _OF_RUN:
@@ -148,7 +149,11 @@ def _forget_values(connection: sqlite3.Connection, files: ValueFiles, max_bytes:
     """Remove values of the oldest runs until the rest takes no more than it may; return how many."""
     sizes = {name: size for name, (size, _) in files.sizes().items()}
     connection.execute("BEGIN IMMEDIATE")
-    held = {pair for run in _going(connection) for pair in connection.execute(f"{_IN_USE} AND run = ?", (run,))}
+    held = {
+        pair
+        for run in _going(connection, files.folder)
+        for pair in connection.execute(f"{_IN_USE} AND run = ?", (run,))
+    }
     counted: set[bytes] = set()
     n_bytes, gone = 0, []
     for run, fingerprint, n_own, payload in connection.execute(

@@ -2,9 +2,11 @@
 
     os.fork ──> waits until no worker is being started
                 ├── parent: goes on
-                └── child: locks that another thread held are free, then every `in_child` callback runs
+                └── child: locks that another thread held are free, descriptors that are the parent's alone are
+                           closed, then every `in_child` callback runs
 
-The child has one thread, so a lock that another thread of the parent held would stay locked in it for ever.
+The child has one thread, so a lock that another thread of the parent held would stay locked in it for ever. It has
+copies of all descriptors, so what the kernel drops with the parent would live on as long as the child does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 # Bounds the wait of a fork for a start. What a start pickles is code of the caller, which may itself wait for the
@@ -42,6 +45,26 @@ def in_child(callback: Callable[[], object]) -> None:
     os.register_at_fork(after_in_child=callback)
 
 
+def hold_alone(descriptor: int) -> int:
+    """Have a descriptor be closed in forked children, and return it. `close_alone` closes it."""
+    _alone.add(descriptor)
+    return descriptor
+
+
+def close_alone(descriptor: int) -> None:
+    """Close a descriptor of `hold_alone`; does nothing in a forked child, which has no copy of it."""
+    if descriptor in _alone:
+        _alone.discard(descriptor)  # first: a child forked between the two would close what has the number by then
+        os.close(descriptor)
+
+
+def keep_for_ever(thing: object) -> None:
+    """Have an object of the parent's never be finalized in a forked child, at its end neither."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def free_all_locks() -> None:
     """Free all locks of `fork_safe`, in a child that does not go on with what its parent was doing."""
     for lock in list(_locks):
@@ -49,6 +72,7 @@ def free_all_locks() -> None:
 
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
+_alone: set[int] = set()
 no_forks = fork_safe(threading.RLock())  # whoever holds it has the forks of other threads wait
 _waited = threading.local()
 
@@ -66,6 +90,9 @@ def _go_on_in_child() -> None:
     for lock in list(_locks):
         if not lock._is_owned():
             lock._at_fork_reinit()
+    while _alone:
+        with suppress(OSError):
+            os.close(_alone.pop())
     _go_on()
 
 

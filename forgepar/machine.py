@@ -147,6 +147,19 @@ def _text_of(path: str) -> str:
         return file.read().strip()
 
 
+@functools.cache
+def kernel_id() -> str:
+    """Tell one kernel from another, and from itself before a restart; the host's name where the system has no such id.
+
+    Containers of one machine have one kernel, and so the same id.
+    """
+    with suppress(OSError):
+        return _text_of("/proc/sys/kernel/random/boot_id").replace("-", "")
+    import socket
+
+    return socket.gethostname()
+
+
 def start_time(pid: int) -> str:
     """Tell when a process started, in a unit that setting the clock does not change; empty if it does not run."""
     if os.path.exists("/proc/self/stat"):  # noqa: PTH110  (workers load this module, and no pathlib)

@@ -18,6 +18,7 @@ import sqlite3
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from forgepar.audit import line_of
-from forgepar.errors import StoreError, StoreWarning
+from forgepar.errors import StoreError, StoreWarning, WrongProcess
 from forgepar.events import (
     Event,
     WorkflowTaskCompleted,
@@ -39,13 +40,15 @@ from forgepar.events import (
     WorkflowToolFallback,
 )
 from forgepar.fingerprint import Fingerprints
+from forgepar.forking import in_child, keep_for_ever
 from forgepar.holdings import kept_tasks
 from forgepar.keeping import EARLIER_RUN, Entry, NotRun
+from forgepar.lifelocks import hold, is_own, let_go
 from forgepar.machine import start_time
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.priors import BLOB, FILE, SCALAR, Priors, Resume, checksum_of, payload_of_file
 from forgepar.result import Ledger
-from forgepar.runlock import RunLock
+from forgepar.runlock import RunLock, life_file
 from forgepar.runstate import RunPolicy, Status
 from forgepar.sinks import report
 from forgepar.storefile import (
@@ -133,11 +136,14 @@ class Recording:
         self._fingerprints = Fingerprints(plan, policy.seed)
         forced = None if resume is None else resume.forced(plan)
         self._connection = open_to_write(path)
+        self._life = ""
+        self._owner, self._is_foreign = os.getpid(), False
         self._file = path.resolve()
         self._was: os.stat_result | None = self._file.stat()
         self._files = ValueFiles(files_of(path))
         self._writer = FileWriter(self._files)
         self._lock = RunLock(files_of(path), plan.workflow_name, self._fingerprints.of_task)
+        _live.add(self)
         try:
             if resume is not None:
                 self._lock.acquire(wait=resume.wait)
@@ -224,7 +230,9 @@ class Recording:
             __version__,
             *_columns(plan),
         )
+        self._life = life_file(self._files.folder, ledger.run_id)
         with telling(self._path):
+            hold(self._life)
             try:
                 self._run = self._connection.execute(_RUN, row).lastrowid or 0
             except BaseException:  # an interrupt, once the row is there
@@ -279,6 +287,7 @@ class Recording:
 
     def values(self, tasks: Tasks, values: Sequence[Wire]) -> None:
         """Take in what tasks returned; large values are mapped, so that they outlive their segment."""
+        self._check_owner()
         self._pending.append((tasks, values))
         if tuple not in set(map(type, values)):
             return
@@ -288,6 +297,7 @@ class Recording:
 
     def take(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Take in what was noted."""
+        self._check_owner()
         for numbered in entries:
             entry = numbered[1]
             if isinstance(entry, Event):
@@ -301,13 +311,19 @@ class Recording:
 
     def beat(self, now: float) -> None:
         """Write what waits, if it is time for that."""
+        self._check_owner()
         if now >= self.look_at:
             self._flush(now)
 
     # Ending
 
     def finish(self, status: Literal["completed", "failed", "cancelled", "interrupted"]) -> None:
-        """Write all that waits, and how the run ended; if that is interrupted, it is to be called again."""
+        """Write all that waits, and how the run ended; if that is interrupted, it is to be called again.
+
+        In a forked child of the process that keeps the run it does nothing, as `close`.
+        """
+        if self._is_foreign:
+            return
         if self._run and not self._is_ended:
             self._writer.close()
             with suppress(sqlite3.Error):
@@ -321,14 +337,34 @@ class Recording:
 
     def close(self) -> None:
         """Let go of all, first of what others wait for."""
+        if self._is_foreign:
+            return
+        _live.discard(self)
         try:
             with suppress(sqlite3.Error):
                 self._connection.close()
         finally:
             try:
                 self._lock.release()
+                if is_own(self._life):
+                    with suppress(OSError):
+                        os.unlink(self._life)  # noqa: PTH108
+                    let_go(self._life)
             finally:
                 self._writer.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, touch nothing of the store.
+
+        The connection is never closed there: that would take back, in memory that it shares with the parent, what the
+        parent is about to write.
+        """
+        self._is_foreign = True
+        keep_for_ever(self._connection)
+
+    def _check_owner(self) -> None:
+        if self._is_foreign:  # a callback of the run has forked this process
+            raise WrongProcess.here(self._owner)
 
     # Writing
 
@@ -574,3 +610,15 @@ def _is_there(path: Path, was: os.stat_result) -> bool:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+_live: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for keeper in list(_live):
+        keeper.leave_to_parent()
+    _live.clear()
+
+
+in_child(_leave_all_to_parent)

@@ -1,29 +1,34 @@
 """A lock that a run holds on its workflow in a store, so that two runs do not compute the same at once.
 
 The file that is locked holds who has it. Whoever lets go removes it while it is still locked, so whoever gets a lock
-looks whether the file is still the one of that name. The kernel lets go for whoever is killed; children that a killed
-program had forked may hold on a little longer, which is waited for. So is, that long, whoever does not say who it is.
+looks whether the file is still the one of that name. The kernel lets go for whoever is killed. Forked children close
+their copy of the lock; one that C code forked may hold on a little longer, which is waited for. So is, that long,
+whoever cannot be seen from here.
+
+Beside it lies a file for each run that goes, `life_file`, locked while its process lives: pids say nothing to others.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from hashlib import blake2b
-from io import FileIO
 from pathlib import Path
 
 from forgepar.errors import StoreBusy, StoreError
-from forgepar.machine import start_time
+from forgepar.forking import close_alone, hold_alone, no_forks
+from forgepar.lifelocks import is_same, taking
+from forgepar.machine import kernel_id, start_time
 
 _NAME_BYTES = 16
-_UNKNOWN_SECONDS = (
-    10.0  # for whoever has the lock and does not run here: children of a killed program, or another machine
-)
+_UNKNOWN_SECONDS = 10.0  # for whoever has the lock and is not seen here
 _STEP_SECONDS = 0.02
+_PID_NAMESPACE = "/proc/self/ns/pid"
+_MOST_BYTES = 1024  # of a note
 
 
 class RunLock:
@@ -49,7 +54,8 @@ class RunLock:
             told.update(fingerprint or b"-")
         self._workflow = workflow
         self._path = folder / f"{told.hexdigest()}.lock"
-        self._file: FileIO | None = None
+        self._descriptor: int | None = None
+        self._owner = 0
 
     def acquire(self, *, wait: bool) -> None:
         """Get the lock.
@@ -65,9 +71,8 @@ class RunLock:
             if wait:
                 self._wait()
                 continue
-            owner = self._owner()
-            if owner is not None or time.monotonic() >= give_up_at:
-                who = "a process of another machine or container" if owner is None else f"process {owner}"
+            pid, who = self._holder()
+            if pid is not None or time.monotonic() >= give_up_at:
                 raise StoreBusy(
                     f"workflow {self._workflow!r} is being run with this store by {who}. Wait for it to end "
                     "(Resume(wait=True), --wait), or run it with another store.",
@@ -80,14 +85,15 @@ class RunLock:
         return self._try(fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        """Let go, if it is held."""
-        if (file := self._file) is None or file.closed:
+        """Let go, if it is held by this very process: a forked child has no part in what its parent holds."""
+        if (descriptor := self._descriptor) is None or self._owner != os.getpid():
             return
-        with file:
-            if self._is_there(file):
-                with suppress(OSError):  # of a folder that may not be written any more
-                    self._path.unlink()
-            fcntl.flock(file, fcntl.LOCK_UN)  # forked workers have the descriptor, too
+        self._descriptor = None
+        if is_same(descriptor, str(self._path)):
+            with suppress(OSError):  # of a folder that may not be written any more
+                self._path.unlink()
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # children that C code forked have the descriptor, too
+        close_alone(descriptor)
 
     def _wait(self) -> None:
         """Wait until nobody has the lock, without taking it."""
@@ -99,47 +105,81 @@ class RunLock:
                 os.close(descriptor)
 
     def _try(self, how: int) -> bool:
-        while True:
-            file = self._opened()
-            try:
-                fcntl.flock(file, how)
-                if self._is_there(file):  # else who had it has just removed it
-                    file.truncate(0)
-                    os.pwrite(file.fileno(), f"{os.getpid()} {start_time(os.getpid())}".encode(), 0)
-                    self._file = file
-                    return True
-            except BlockingIOError:
-                return False
-            finally:
-                if self._file is not file:
-                    file.close()
+        with no_forks:  # a child would have a lock that nobody closes in it
+            while True:
+                descriptor = self._opened()
+                try:
+                    fcntl.flock(descriptor, how)
+                    if is_same(descriptor, str(self._path)):  # else who had it has just removed it
+                        os.ftruncate(descriptor, 0)
+                        os.pwrite(descriptor, _note().encode(), 0)
+                        self._descriptor, self._owner = hold_alone(descriptor), os.getpid()
+                        return True
+                except BlockingIOError:
+                    return False
+                finally:
+                    if self._descriptor != descriptor:
+                        os.close(descriptor)
 
-    def _opened(self) -> FileIO:
+    def _opened(self) -> int:
         try:
-            return FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StoreError(
                 f"the lock {str(self._path)!r} cannot be made ({error.strerror}). Give a store that you may write.",
                 path=str(self._path),
             ) from error
 
-    def _is_there(self, file: FileIO) -> bool:
+    def _holder(self) -> tuple[int | None, str]:
+        """Tell who has the lock: its pid if it is seen to run here, and what to call it."""
+        unknown = "a process that does not say who it is"
         try:
-            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except OSError:
-            return False
-
-    def _owner(self) -> int | None:
-        """Return the process that has the lock; None if it does not run any more, or has just let go."""
-        try:
-            pid, _, started = self._path.read_text().partition(" ")
+            with self._path.open(errors="replace") as file:
+                fields = file.read(_MOST_BYTES).split(" ")
         except FileNotFoundError:
-            return None
-        return int(pid) if pid.isdecimal() and started == start_time(int(pid)) else None
+            return None, unknown  # it has just let go
+        if len(fields) != len(_note().split(" ")) or not fields[0].isdecimal():
+            return None, unknown
+        pid, started, namespace, kernel, host = fields
+        if kernel != kernel_id():
+            return None, f"process {pid} of another machine, {host}"
+        if namespace != _pid_namespace():
+            return None, f"process {pid} of another container, {host}"
+        if start_time(int(pid)) == started:
+            return int(pid), f"process {pid}"
+        return None, f"a process that process {pid}, which has ended, had started"
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove the locks in a folder that killed runs left, and that nobody holds."""
+def _note() -> str:
+    """Return what tells others who this process is."""
+    pid = os.getpid()
+    return f"{pid} {start_time(pid)} {_pid_namespace()} {kernel_id()} {socket.gethostname()}"
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(os.stat(_PID_NAMESPACE).st_ino)  # noqa: PTH116
+    except OSError:
+        return "-"
+
+
+def life_file(folder: Path, run_id: str) -> str:
+    """Return the file that a run holds with `lifelocks.hold` from before it is written down until it has ended."""
+    return str(folder / f"{run_id}.run")
+
+
+def remove_stale(folder: Path, going: Collection[str]) -> None:
+    """Remove the locks in a folder that killed runs left, and that nobody holds.
+
+    Args:
+        folder: of a store's files.
+        going: the ids of runs that were not written down as ended: what tells that these are dead stays.
+    """
+    for path in folder.glob("*.run"):
+        if path.stem not in going:
+            with taking(str(path)) as is_left, suppress(OSError):
+                if is_left:
+                    path.unlink()
     for path in folder.glob("*.lock"):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDWR)

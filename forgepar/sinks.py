@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from forgepar.audit import JsonLines, names_of
+from forgepar.errors import WrongProcess
 from forgepar.events import (
     Event,
     Sink,
@@ -94,19 +95,26 @@ class Calls:
 
 
 class _Shielded:
-    """A sink that raises nothing: what the other one raises first is reported, and that one left alone."""
+    """A sink that raises nothing: what the other one raises first is reported, and that one left alone.
+
+    But in a child of this process that the other one forks: that has no part in the run, and gets `WrongProcess`.
+    """
 
     def __init__(self, sink: Sink, *, is_own: bool) -> None:
         self._sink = sink
         self._is_own = is_own
         self._is_dropped = False
+        self._owner = os.getpid()
 
     def write(self, events: Sequence[Event]) -> None:
+        self._check_owner()
         if not self._is_dropped:
             self._try(self._sink.write, events)
 
     def finish(self) -> None:
-        """Flush it, and close it if it was opened here."""
+        """Flush it, and close it if it was opened here; in its own process alone."""
+        if os.getpid() != self._owner:
+            return
         if not self._is_dropped and (flush := getattr(self._sink, "flush", None)) is not None:
             self._try(flush)
         if self._is_own and (close := getattr(self._sink, "close", None)) is not None:
@@ -116,11 +124,17 @@ class _Shielded:
         try:
             method(*arguments)
         except Exception as error:
+            self._check_owner()
             self._is_dropped = True
             report(
                 f"the audit sink {self._sink!r} raised {type(error).__name__}: {error}. "
                 "It gets nothing more of this run, which goes on."
             )
+        self._check_owner()
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise WrongProcess.here(self._owner)
 
 
 @contextmanager

@@ -33,8 +33,10 @@ from forgepar.events import (
     WorkflowTaskStarted,
 )
 from forgepar.graph import Adjacency, longest_path_layers
-from forgepar.machine import start_time
+from forgepar.lifelocks import NO_LOCK, is_held, kernel_of
+from forgepar.machine import kernel_id, start_time
 from forgepar.priors import checksum_of, name_and_lengths, value_of
+from forgepar.runlock import life_file
 from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, RunTable
 from forgepar.storefile import files_of, open_to_read, telling, unpack_integers, unpack_texts
@@ -156,7 +158,7 @@ class Store:
     def runs(self) -> list[RunFacts]:
         """Return the facts of all runs, in the order in which they began."""
         with telling(self.path):
-            return facts_of_runs(self._connection)
+            return facts_of_runs(self._connection, self._files.folder)
 
     def run(self, which: int | str | None = None) -> StoredRun:
         """Return one run.
@@ -217,7 +219,7 @@ class StoredRun:
     @property
     def facts(self) -> RunFacts:
         """What is known of it as a whole."""
-        return _facts(self._row(f"SELECT {_FACTS} FROM runs WHERE id = ?"))  # noqa: S608  (a constant)
+        return _facts(self._row(f"SELECT {_FACTS} FROM runs WHERE id = ?"), self._store._files.folder)  # noqa: S608
 
     def table(self) -> RunTable:
         """Return what is known of its tasks as columns; of one that did not run yet the status is PENDING."""
@@ -391,10 +393,10 @@ def _stored_plan(
     return _StoredPlan(names, unpack_texts(callables), unpack_integers(callable_of), layer, sources, targets)
 
 
-def facts_of_runs(connection: sqlite3.Connection) -> list[RunFacts]:
-    """Return the facts of all runs of a store, in the order in which they began."""
+def facts_of_runs(connection: sqlite3.Connection, folder: Path) -> list[RunFacts]:
+    """Return the facts of all runs of a store, whose files are in ``folder``, in the order in which they began."""
     rows = connection.execute(f"SELECT {_FACTS} FROM runs ORDER BY id")  # noqa: S608  (a constant)
-    return [_facts(row) for row in rows]
+    return [_facts(row, folder) for row in rows]
 
 
 class _Columns:
@@ -442,10 +444,10 @@ def _events_of(
     return [(seq, began), (seq + 1, ended)]
 
 
-def _facts(row: tuple[Any, ...]) -> RunFacts:
+def _facts(row: tuple[Any, ...], folder: Path) -> RunFacts:
     number, run_id, workflow, status, began, wall, cpu, rss, n_tasks, n_layers, workers, schedule, *rest = row
     resumed, host, pid, started, python, forgepar, seen = rest
-    if status == "running" and not _runs(host, pid, started):
+    if status == "running" and not _runs(life_file(folder, run_id), host, pid, started):
         status = "interrupted"
     if wall is None:
         wall = max(0.0, (time.time() if status == "running" else seen) - began)  # the clock may have been set
@@ -470,9 +472,21 @@ def _facts(row: tuple[Any, ...]) -> RunFacts:
     )
 
 
-def _runs(host: str, pid: int, started: str) -> bool:
-    """Tell whether the program of a run is alive; of one on another machine that cannot be told."""
-    return host != socket.gethostname() or start_time(pid) == started
+def _runs(path: str, host: str, pid: int, started: str) -> bool:
+    """Tell whether the program of a run is alive, also where that cannot be told.
+
+    Args:
+        path: the file that it holds, which is not there if an older version made the run.
+        host: the name of its machine.
+        pid: of the program there.
+        started: when that did.
+    """
+    kernel, is_here = kernel_of(path), host == socket.gethostname()
+    if kernel is None:
+        return not is_here or start_time(pid) == started
+    if is_here and kernel not in (NO_LOCK, kernel_id()):
+        return False  # this machine was restarted since
+    return bool(is_held(path))
 
 
 def _or_nan(value: float | None) -> float:

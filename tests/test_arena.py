@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forgepar import lifelocks
 from forgepar.errors import ArenaFull
 from forgepar.values import arena as arena_module
 from forgepar.values import folders
@@ -378,89 +382,242 @@ def test_shared_memory_is_taken_where_it_has_room(roots, monkeypatch):
 
 # Sweeping
 
+OWNER = """
+import os, signal, sys
+from forgepar.values import folders
+folders._MEMORY = folders.Path(sys.argv[1])
+os.environ["TMPDIR"] = sys.argv[2]
+arena = folders.open_arena()
+if "fork" in sys.argv and os.fork() == 0:
+    pass
+else:
+    print(arena.place.folder, arena.place.spill_folder, flush=True)
+signal.pause()
+"""
 
-def left_by(pid: int, start: str, root: Path, uid: int | None = None) -> Path:
-    """A folder as a process of this pid and start time would have left it."""
-    folder = root / f"forgepar-{os.getuid() if uid is None else uid}-{pid}-{start}-0123abcd"
-    folder.mkdir()
-    (folder / f"{pid}-0").write_bytes(b"x")
-    return folder
+
+class Owner:
+    """A process that has an arena, and what it is a part of."""
+
+    def __init__(self, roots, *options, before=()):
+        command = [*before, sys.executable, "-c", OWNER, *map(str, roots), *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.folders = [Path(path) for path in self.process.stdout.readline().split()]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def end(self):
+        """Kill it, and whatever it started; wait until all of that is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if not self.process.stdout.closed:
+            self.process.stdout.read()
+            self.process.stdout.close()
+        while any(lifelocks.is_held(folders.owner_file(folder)) for folder in self.folders):
+            threading.Event().wait(0.001)
 
 
 @pytest.fixture
-def child():
-    """A process that runs until its standard input is closed."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    yield process
-    process.stdin.close()
-    process.wait()
+def owners(roots):
+    made = []
+
+    def start(*options, before=()):
+        made.append(Owner(roots, *options, before=before))
+        assert len(set(made[-1].folders)) == 2
+        return made[-1]
+
+    yield start
+    for owner in made:
+        owner.end()
 
 
-def start_of(pid: int) -> str:
-    """The start time that an arena made by this process has in its name."""
-    return folders._start_time(pid)
-
-
-def test_what_dead_owners_left_is_swept_from_both_roots(roots, child):
-    folders = [left_by(child.pid, start_of(child.pid), root) for root in roots]
-    child.stdin.close()
-    child.wait()
+def sweep():
     remove_arena(open_arena())
-    assert not any(folder.exists() for folder in folders)
 
 
-def test_what_living_owners_have_is_kept(roots, child):
-    folders = [left_by(child.pid, start_of(child.pid), root) for root in roots]
+def test_what_killed_owners_left_is_swept_from_both_roots(owners):
+    owner = owners()
+    sweep()
+    assert all(folder.is_dir() for folder in owner.folders)
+    owner.kill()
+    sweep()
+    assert not any(folder.exists() for folder in owner.folders)
+
+
+def test_an_owner_that_ended_but_was_not_waited_for_is_dead(owners):
+    owner = owners()
+    owner.process.kill()
+    os.waitid(os.P_PID, owner.process.pid, os.WEXITED | os.WNOWAIT)
+    sweep()
+    assert not any(folder.exists() for folder in owner.folders)
+
+
+def test_what_this_process_has_is_kept(roots):
     mine = open_arena()
-    remove_arena(open_arena())
-    assert all((folder / f"{child.pid}-0").exists() for folder in folders)
+    sweep()
     assert mine.folder.is_dir()
+    remove_arena(mine)
 
 
-def test_an_owner_that_ended_but_was_not_waited_for_is_dead(roots, child):
-    folder = left_by(child.pid, start_of(child.pid), roots[0])
-    child.stdin.close()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    remove_arena(open_arena())
-    assert not folder.exists()
+def test_a_forked_child_of_a_killed_owner_keeps_nothing(owners):
+    owner = owners("fork")
+    owner.kill()
+    sweep()
+    assert not any(folder.exists() for folder in owner.folders)
 
 
-def test_a_pid_that_another_process_has_now_is_no_living_owner(roots, child):
-    folder = left_by(child.pid, "1", roots[0])
-    remove_arena(open_arena())
-    assert not folder.exists()
+def test_a_forked_child_removes_nothing_of_its_parents(roots):
+    mine = open_arena()
+    if (pid := os.fork()) == 0:
+        remove_arena(mine)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert mine.folder.is_dir()
+    assert Path(mine.place.spill_folder).is_dir()
+    remove_arena(mine)
 
 
-def test_a_living_owner_is_known_after_the_clock_was_set(roots, child, monkeypatch):
-    """Seconds since the epoch are the boot time plus what never changes; setting the clock moves the boot time."""
-    folder = left_by(child.pid, start_of(child.pid), roots[0])
-    boot_time = psutil._psplatform.boot_time
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 1.0)
-    remove_arena(open_arena())
-    assert folder.exists()
+def unshared():
+    """What starts a program in a PID namespace of its own; skip where that is not allowed."""
+    for options in (["--pid"], ["--user", "--map-root-user", "--pid"]):
+        command = ["unshare", *options, "--fork", "--kill-child"]
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+    pytest.skip("this system lets nobody make a PID namespace here")
+    raise AssertionError
 
 
-@pytest.mark.parametrize("name", ["notes", "7", "x-y-z", "7-8"])
-def test_folders_of_other_names_are_left_alone(roots, name):
+def test_an_owner_of_another_pid_namespace_is_not_swept(owners):
+    """As in containers that share /dev/shm or a temporary folder: pids of one mean nothing, or others, in the other."""
+    owner = owners(before=unshared())
+    sweep()
+    assert all(folder.is_dir() for folder in owner.folders)
+    owner.end()
+    sweep()
+    assert not any(folder.exists() for folder in owner.folders)
+
+
+def test_nor_is_one_of_this_namespace_by_another(owners, roots):
+    owner = owners()
+    sweeper = "import sys; from forgepar.values import folders; folders._MEMORY = folders.Path(sys.argv[1]); "
+    sweeper += "folders.remove_arena(folders.open_arena())"
+    environment = {**os.environ, "TMPDIR": str(roots[1])}
+    command = [*unshared(), sys.executable, "-c", sweeper, str(roots[0])]
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    assert all(folder.is_dir() for folder in owner.folders)
+    owner.kill()
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    assert not any(folder.exists() for folder in owner.folders)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_locks_do_not_work_nothing_is_swept(roots, owners, monkeypatch, fault):
+    left = owners()
+    left.kill()
+
+    def flock(_descriptor, _how):
+        raise OSError(fault, os.strerror(fault))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("forgepar.lifelocks.fcntl.flock", flock)
+        mine = open_arena()
+        assert all(folder.is_dir() for folder in left.folders)
+    lifelocks.let_go(folders.owner_file(mine.folder))  # as if its owner had ended
+    lifelocks.let_go(folders.owner_file(mine.place.spill_folder))
+    sweep()  # by one for whom locks work
+    assert mine.folder.is_dir()
+    assert not any(folder.exists() for folder in left.folders)
+
+
+def test_folders_made_under_another_kernel_are_left_alone(owners, monkeypatch):
+    """Of one that shares the file system and does not tell its locks; or the same one, before it was restarted."""
+    owner = owners()
+    owner.kill()
+    with monkeypatch.context() as patched:
+        patched.setattr(lifelocks, "kernel_id", lambda: "another")
+        sweep()
+    assert all(folder.is_dir() for folder in owner.folders)
+
+
+@pytest.mark.parametrize("name", ["notes", "7", "x-y-z", "7-8", "7-k01", "7-8-0123abcd"])
+def test_folders_of_other_names_or_without_a_lock_are_left_alone(roots, name):
     folder = roots[1] / f"forgepar-{os.getuid()}-{name}"
     folder.mkdir()
-    remove_arena(open_arena())
+    sweep()
     assert folder.is_dir()
 
 
-def test_folders_of_other_users_are_left_alone(roots):
-    folder = left_by(2**22 + 1, "1", roots[1], uid=os.getuid() + 1)
-    remove_arena(open_arena())
-    assert folder.is_dir()
+def test_folders_of_other_users_and_links_are_left_alone(owners, roots):
+    owner = owners()
+    owner.kill()
+    theirs = [folder.rename(folder.with_name(f"forgepar-{os.getuid() + 1}-7-k01")) for folder in owner.folders]
+    link = roots[0] / f"forgepar-{os.getuid()}-7-k02"
+    link.symlink_to(theirs[0])
+    sweep()
+    assert all((folder / "owner").exists() for folder in theirs)
+    assert link.is_symlink()
 
 
-def test_a_folder_that_another_sweep_removes_first_is_no_fault(roots, child, monkeypatch):
-    folder = left_by(child.pid, "1", roots[0])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder to another user")
+def test_a_folder_of_this_users_name_that_another_one_made_is_left_alone(owners):
+    owner = owners()
+    owner.kill()
+    for folder in owner.folders:
+        os.chown(folder, 12345, -1)
+    sweep()
+    assert all((folder / "owner").exists() for folder in owner.folders)
 
-    def removed_meanwhile(pid):
-        folders._remove(folder)
-        return "2"
 
-    monkeypatch.setattr(folders, "_start_time", removed_meanwhile)
-    remove_arena(open_arena())
-    assert not folder.exists()
+def test_an_owner_whose_folder_was_removed_before_its_lock_makes_another(roots, monkeypatch):
+    held, removed = folders.hold, []
+
+    def swept_first(path):
+        if not removed:
+            removed.append(path)
+            Path(path).parent.rmdir()
+        return held(path)
+
+    monkeypatch.setattr(folders, "hold", swept_first)
+    arena = open_arena()
+    assert arena.folder.is_dir()
+    assert len(removed) == 1
+    remove_arena(arena)
+
+
+def test_whoever_waited_for_a_sweeper_does_not_take_a_removed_file_for_its_own(tmp_path):
+    path = str(tmp_path / "owner")
+    Path(path).write_text(lifelocks.kernel_id())
+    is_waiting, got = threading.Event(), []
+
+    def own():
+        is_waiting.set()
+        got.append(lifelocks.hold(path))
+
+    with lifelocks.taking(path) as is_left:
+        assert is_left
+        thread = threading.Thread(target=own)
+        thread.start()
+        is_waiting.wait()
+        Path(path).unlink()
+    thread.join()
+    assert got in ([False], [True])  # it had opened the file by then, or made a new one
+    assert Path(path).exists() == got[0]
+    lifelocks.let_go(path)
+
+
+def test_many_that_come_and_go_at_once_keep_what_is_theirs(roots):
+    def come_and_go():
+        for _ in range(20):
+            arena = open_arena()
+            segment = arena.write([b"x" * 100])
+            assert bytes(arena.read(segment)[0]) == b"x" * 100
+            remove_arena(arena)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(come_and_go) for _ in range(4)]:
+            done.result()
+    assert [path for root in roots for path in root.iterdir() if path.name.startswith("forgepar-")] == []

@@ -55,6 +55,7 @@ RANKS = {
         "storefile",
         "valuefiles",
         "poolerrors",
+        "lifelocks",
     ],
     2: [
         "values.modulestate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -15,11 +16,15 @@ from forgepar.errors import StoreBusy, StoreError
 from forgepar.runlock import RunLock
 
 HOLDER = """
-import os, sys, pathlib, signal
+import ctypes, os, sys, pathlib, signal
 from forgepar.runlock import RunLock
 lock = RunLock(pathlib.Path(sys.argv[1]), "w", [b"a"])
 lock.acquire(wait=False)
 if sys.argv[2] == "fork" and os.fork() == 0:
+    print("held", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+if sys.argv[2] == "fork in C" and ctypes.CDLL(None).fork() == 0:
     print("held", flush=True)
     sys.stdin.read()
     os._exit(0)
@@ -99,15 +104,32 @@ def test_a_killed_holder_lets_go(tmp_path):
         lock.release()
 
 
-def test_children_of_a_killed_holder_are_waited_for(tmp_path):
+def test_a_child_of_a_killed_holder_holds_nothing(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path), "fork"], stdout=subprocess.PIPE, stdin=subprocess.PIPE
     ) as holder:
         holder.stdout.readline()
+        assert not lock_on(tmp_path).try_acquire()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
+        lock = lock_on(tmp_path)
+        assert lock.try_acquire()  # while the child lives
+        lock.release()
+        holder.stdin.close()
+
+
+def test_a_child_that_c_code_of_a_killed_holder_forked_is_waited_for(tmp_path, monkeypatch):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), "fork in C"], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr("forgepar.runlock._UNKNOWN_SECONDS", 0.05)
+            with pytest.raises(StoreBusy, match=f"by a process that process {holder.pid}, which has ended, had sta"):
+                lock_on(tmp_path).acquire(wait=False)
         lock, got = lock_on(tmp_path), threading.Event()
-        assert not lock.try_acquire()
         thread = threading.Thread(target=lambda: (lock.acquire(wait=False), got.set()))
         thread.start()
         assert not got.is_set()
@@ -117,15 +139,35 @@ def test_children_of_a_killed_holder_are_waited_for(tmp_path):
         lock.release()
 
 
+def test_a_child_neither_lets_go_of_nor_keeps_its_parents_lock(tmp_path):
+    lock = lock_on(tmp_path)
+    assert lock.try_acquire()
+    if (child := os.fork()) == 0:
+        lock.release()
+        del lock
+        os._exit(0 if not lock_on(tmp_path).try_acquire() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not lock_on(tmp_path).try_acquire()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_whoever_does_not_say_who_it_is_is_not_waited_for_for_ever(tmp_path, monkeypatch):
     """As it is for the moment between the lock and the note, or where the holder runs in another container."""
     monkeypatch.setattr("forgepar.runlock._UNKNOWN_SECONDS", 0.05)
     first = lock_on(tmp_path)
     assert first.try_acquire()
     (path,) = tmp_path.iterdir()
-    for note in ("", "1 never", "nonsense"):
+    pid, _, namespace, kernel, host = path.read_text().split(" ")
+    for note, who in {
+        "": "a process that does not say who it is",
+        "1 never": "a process that does not say who it is",
+        f"{pid} never {namespace} {kernel} {host}": f"a process that process {pid}, which has ended, had started",
+        f"{pid} never 7 {kernel} box": f"process {pid} of another container, box",
+        f"{pid} never 7 another box": f"process {pid} of another machine, box",
+    }.items():
         path.write_text(note)
-        with pytest.raises(StoreBusy, match="by a process of another machine or container"):
+        with pytest.raises(StoreBusy, match=f"by {who}"):
             lock_on(tmp_path).acquire(wait=False)
     first.release()
 
@@ -136,7 +178,7 @@ def test_a_lock_that_is_let_go_of_is_free_though_forked_children_have_its_file(t
     (path,) = tmp_path.iterdir()
     with path.open() as waiting:
         reader, writer = os.pipe()
-        if (child := os.fork()) == 0:
+        if (child := ctypes.CDLL(None).fork()) == 0:  # of the other forks' children none has it
             os.close(writer)
             os.read(reader, 1)
             os._exit(0)

@@ -18,6 +18,7 @@ else:
     HAS_LOCKS = True
 
 _MOST_VECTORS = 512  # parts that one system call writes; the least that any system takes is 1024
+_NO_LOCKS_HERE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _PADDING = bytes(ALIGNMENT)
 # Who asks for a segment to write will write all of it: to have its pages made at once costs half as much.
 _SHARED_AND_FILLED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
@@ -65,7 +66,11 @@ def is_unmapped(descriptor: int) -> bool:
 def lock(descriptor: int) -> None:
     """Share a file with others who have it mapped: a mapping holds a copy of the descriptor, and so the lock."""
     if HAS_LOCKS:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:  # where there are none, `is_unmapped` has nothing be used twice
+                raise
 
 
 def reserve(descriptor: int, n_bytes: int) -> None:

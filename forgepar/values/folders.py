@@ -1,25 +1,31 @@
 """Where arenas are: folders that only their owner may open, in shared memory and on disk, and go with their owner.
 
-A folder's name tells the owner's user id, pid and start time, so that a later run can sweep what a killed one left.
+Each owner locks a file in its folders for life. A later run sweeps the folders of its own user which it gets that lock
+of: what a killed run left, on whatever side of a container it ran, and never what a living one has. The name tells the
+owner's user id and pid to whoever looks.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from forgepar.lifelocks import hold, is_own, let_go, taking
 from forgepar.machine import available_memory
-from forgepar.machine import start_time as _start_time
 from forgepar.values.arena import IDLE, METER, Arena, Place
 from forgepar.values.meter import Meter
 
 _PREFIX = "forgepar"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of our own, mode 0700, is made in it)
 _LEAST_MEMORY = 16 << 20  # bytes; where shared memory has less free, it is not worth using
+_OWNER = "owner"  # the file in a folder that its owner locks
+_ATTEMPTS = 3  # to make a folder: between its making and its lock another run may take it for one that was left
 _FREE_SHARE = 0.9  # of what is free in shared memory: others use it as well
 
 
@@ -36,22 +42,64 @@ def open_arena(n_workers: int = 0, budget: int | None = None) -> Arena:
     temporary = Path(tempfile.gettempdir())
     for root in {_MEMORY, temporary}:
         _sweep(root)
-    name = f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
-    spill_folder = temporary / name
-    spill_folder.mkdir(mode=0o700)
+    for _ in range(_ATTEMPTS):
+        spill_folder = _own_folder(temporary / _new_name())
+        if spill_folder is not None:
+            break
+    else:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"Folders made in {temporary} are removed at once. Set TMPDIR to another folder",
+            str(temporary),
+        )
     free = _free_memory()
     if free >= _LEAST_MEMORY and temporary != _MEMORY:
         most = min(free, available_memory() // 2 if budget is None else budget)
-        with suppress(OSError):  # what `_free_memory` saw may be gone
-            return _furnish(_MEMORY / name, spill_folder, most, n_workers)
-        _remove(_MEMORY / name)
+        folder = _MEMORY / spill_folder.name
+        try:
+            if _own_folder(folder) is not None:
+                return _furnish(folder, spill_folder, most, n_workers)
+        except OSError:  # what `_free_memory` saw may be gone
+            _discard(folder)
     return _furnish(spill_folder, spill_folder, 0, n_workers)
 
 
 def remove_arena(arena: Arena) -> None:
-    """Remove an arena's folders and all in them; what is mapped stays readable."""
+    """Remove an arena's folders and all in them; what is mapped stays readable.
+
+    Does nothing in a forked child of the process that opened it, which goes on with it.
+    """
     for folder in {arena.place.folder, arena.place.spill_folder}:
+        _discard(folder)
+
+
+def owner_file(folder: str | Path) -> str:
+    """Return the path of the file that the owner of a folder has locked."""
+    return f"{folder}{os.sep}{_OWNER}"
+
+
+def _discard(folder: str | Path) -> None:
+    if is_own(owner_file(folder)):
         _remove(folder)
+        let_go(owner_file(folder))
+
+
+def _new_name() -> str:
+    return f"{_PREFIX}-{os.getuid()}-{os.getpid()}-k{os.urandom(4).hex()}"
+
+
+def _own_folder(folder: Path) -> Path | None:
+    """Make a folder and lock it; None if somebody took it for one that was left."""
+    folder.mkdir(mode=0o700)
+    try:
+        return folder if hold(owner_file(folder)) else None
+    except FileNotFoundError:
+        return None
+    except BaseException:
+        _discard(folder)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _free_memory() -> int:
@@ -65,28 +113,44 @@ def _free_memory() -> int:
 
 def _furnish(folder: Path, spill_folder: Path, budget: int, n_workers: int) -> Arena:
     """Make the folder, and what an arena has in it."""
-    folder.mkdir(mode=0o700, exist_ok=folder == spill_folder)
     (folder / IDLE).mkdir(mode=0o700)
     Meter.create(str(folder / METER), n_workers + 1)
     return Arena(Place(str(folder), str(spill_folder), budget, n_workers + 1))
 
 
 def _remove(folder: str | Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder, its lock last: a folder without one is never swept."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name == _OWNER:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    os.unlink(entry.path)  # noqa: PTH108
+    with suppress(OSError):
+        os.unlink(owner_file(folder))  # noqa: PTH108
+    with suppress(OSError):
+        os.rmdir(folder)  # noqa: PTH106
 
 
 def _sweep(root: Path) -> None:
-    """Remove the arenas of this user in ``root`` whose owner no longer runs."""
-    arena_name = re.compile(rf"{_PREFIX}-{os.getuid()}-(\d+)-(\d+)-[0-9a-f]+")
+    """Remove the arenas of this user in ``root`` whose owner lives no more."""
+    # The "k" tells them from folders of versions that held no lock: of those nobody can tell whether they are in use.
+    arena_name = re.compile(rf"{_PREFIX}-{os.getuid()}-\d+-k[0-9a-f]+")
     try:
-        found = [(entry, arena_name.fullmatch(entry.name)) for entry in os.scandir(root)]
+        found = [entry for entry in os.scandir(root) if arena_name.fullmatch(entry.name)]
     except OSError:
         return
-    for entry, match in found:
-        with suppress(FileNotFoundError):  # another run may be sweeping as well
-            if match and _start_time(int(match[1])) != match[2] and _is_mine(entry):
-                _remove(entry.path)
+    for entry in found:
+        with suppress(OSError):  # another run may be sweeping as well
+            if _is_mine(entry):
+                with taking(owner_file(entry.path)) as is_left:
+                    if is_left:
+                        _remove(entry.path)
 
 
 def _is_mine(entry: os.DirEntry[str]) -> bool:
-    return entry.stat(follow_symlinks=False).st_uid == os.getuid()
+    found = entry.stat(follow_symlinks=False)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
