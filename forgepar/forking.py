@@ -22,6 +22,9 @@ from typing import Any, TypeVar
 # thread that forks; a start takes some milliseconds, the first one 0.2 s.
 _WAIT_SECONDS = 2.0
 
+# Before the number of a descriptor that a spawned process holds until it ends, among what its command line has.
+SENTINEL = "--forgepar-sentinel="
+
 _Lock = TypeVar("_Lock", bound=Any)  # `threading.RLock` is no type
 
 

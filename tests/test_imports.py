@@ -30,7 +30,9 @@ RANKS = {
         "escaping",
         "values.segment",
         "backends.joblibname",
+        "backends.orphan_watch",
     ],
+    0.5: ["backends.orphans"],
     1: [
         "values.culprit",
         "values.meter",

@@ -32,6 +32,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from forgepar.backends import orphans
 from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
@@ -183,6 +184,7 @@ class ProcessBackend:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, self._woken)
+        orphans.begin(self)
         self._n_memory_kills = n_memory_kills()
 
     def joined(self) -> Sequence[Joined]:
@@ -353,6 +355,7 @@ class ProcessBackend:
             # They hold semaphores: collected amid the start of another worker, later, these could not be released.
             slot.threads.clear()
             slot.outstanding.clear()
+        orphans.end(self)
         if "arena" in self.__dict__:
             remove_arena(self.arena)
         self._is_open = self._is_closing = False

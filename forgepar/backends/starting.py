@@ -30,7 +30,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import process as futures_process
 from contextlib import suppress
 from functools import partial
@@ -41,7 +41,8 @@ from multiprocessing.process import BaseProcess
 from types import FunctionType, ModuleType
 from typing import Any
 
-from forgepar.forking import free_all_locks, in_child
+from forgepar.backends import orphans
+from forgepar.forking import SENTINEL, free_all_locks, hold_alone, in_child
 
 # Loaded by the fork server, so that no worker has to: what runs in each, and what the executor's part in it needs.
 _PRELOADED = ["forgepar.backends.worker", "concurrent.futures.process"]
@@ -129,6 +130,11 @@ def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
     return util.spawnv_passfds(path, args, descriptors)  # type: ignore[arg-type]
 
 
+def _spawnv_process(path: str, args: list[Any], descriptors: Sequence[int]) -> int:
+    """Start a process, and tell it which descriptor its parent knows its end by: the last one."""
+    return _spawnv(path, [*args, f"{SENTINEL}{descriptors[-1]}"], descriptors)
+
+
 _util = _Instead(util, spawnv_passfds=_spawnv)
 
 
@@ -185,8 +191,16 @@ _launch_by_server = _with(
     spawn=_spawn,
     forkserver=_Instead(forkserver, connect_to_new_process=lambda fds: _server.connect_to_new_process(fds)),
 )
+_pipes: list[tuple[int, int]] = []  # of the fork under way: the process holds the first one's end until it ends
+
+
+def _pipe() -> tuple[int, int]:
+    _pipes.append(os.pipe())
+    return _pipes[-1]
+
+
 # A registry that is none fails whatever is warned of in this function, and `os.fork` drops what its warning fails with.
-_launch_by_fork = _with(popen_fork.Popen._launch, __warningregistry__=())  # type: ignore[attr-defined]
+_launch_by_fork = _with(popen_fork.Popen._launch, os=_Instead(os, pipe=_pipe), __warningregistry__=())  # type: ignore[attr-defined]
 
 
 class _ForkServerPopen(popen_forkserver.Popen):
@@ -194,11 +208,13 @@ class _ForkServerPopen(popen_forkserver.Popen):
 
 
 class _SpawnPopen(popen_spawn_posix.Popen):
-    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn, util=_util)  # type: ignore[attr-defined]
+    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn, util=_Instead(util, spawnv_passfds=_spawnv_process))  # type: ignore[attr-defined]
 
 
 class _ForkPopen(popen_fork.Popen):
-    _launch = _launch_by_fork
+    def _launch(self, process_obj: BaseProcess) -> None:
+        _pipes.clear()
+        _launch_by_fork(self, process_obj)
 
 
 class _Started(BaseProcess):
@@ -220,10 +236,15 @@ class _Started(BaseProcess):
         _end_before_joins()
         popen: Any = self._Popen(self)  # type: ignore[attr-defined]
         self._popen, self._sentinel = popen, popen.sentinel
+        self._watch_it()
         del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
         process._children.add(self)  # type: ignore[attr-defined]
         assert self.pid is not None
         _started[self.pid] = self
+
+    def _watch_it(self) -> None:
+        """Have the process end when this one is gone."""
+        orphans.watch(self._popen.pid)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> Any:
         state = {**self.__dict__, "of_start": None}
@@ -233,6 +254,11 @@ class _Started(BaseProcess):
 class _ForkServerProcess(_Started, contexts.ForkServerProcess):
     _standard = contexts.ForkServerProcess
     _Popen = staticmethod(_ForkServerPopen)
+
+    def _watch_it(self) -> None:
+        super()._watch_it()
+        if _server._forkserver_pid is not None:
+            orphans.watch(_server._forkserver_pid)  # who could still start one that was asked for
 
 
 class _SpawnProcess(_Started, contexts.SpawnProcess):
@@ -246,6 +272,7 @@ class _ForkProcess(_Started, contexts.ForkProcess):
     @staticmethod
     def _after_fork() -> None:
         free_all_locks()
+        hold_alone(_pipes[0][1])  # else the parent would not see this process end while a child of it lives
         BaseProcess._after_fork()  # type: ignore[attr-defined]
 
 

@@ -2,6 +2,8 @@
 
     connection --Batch--> Worker.run --Reply, Reply, ...--> connection
 
+A child that a task forks has no part in this: it has no connection, and ends when it comes back from the task's function.
+
 `serve` is the one job that a slot's `ProcessPoolExecutor` ever gets; it ends when the parent closes the connection or
 dies. `Worker.run` knows no connection, so the inline backend runs the same code in the caller's process.
 """
@@ -16,13 +18,14 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
-from multiprocessing import connection, parent_process
-from typing import Any, NamedTuple
+from multiprocessing import connection, current_process, parent_process
+from typing import Any, NamedTuple, NoReturn
 
 from forgepar import contexts
 from forgepar.arguments import NESTED, REFERENCE, Layout, fill
@@ -30,9 +33,10 @@ from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board,
 from forgepar.backends.joblibname import know_the_name
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
-from forgepar.backends.wire import Batch, Failure, Hello, Reply, Template, connect, pack, unpack
+from forgepar.backends.wire import Batch, Channel, Failure, Hello, Reply, Template, connect, pack, unpack
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
 from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
+from forgepar.forking import SENTINEL, hold_alone, in_child
 from forgepar.pickling import loads_own
 from forgepar.startstate import StartState
 from forgepar.values import namespaces, worker_modules
@@ -60,6 +64,7 @@ STACK_SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGUSR2)  # where there is one
 _OWN_FILES = (__file__, renewing.__code__.co_filename)
 END_OF_STACK = " in serve\n"
 _inside = False
+_parent: Channel | None = None
 _refused: tuple[str, ...] = ()  # what `begin` could not take over
 
 
@@ -112,7 +117,8 @@ def _serve(address: str, slot: int, place: Place) -> None:
     worker.capture.begin()
     use(arena)
     contexts.use(worker.context)
-    parent = connect(address)
+    global _parent  # closed in forked children
+    parent = _parent = connect(address)
     try:
         parent.send(pack(Hello(slot, os.getpid(), _refused), arena))
         while message := parent.receive_awake():
@@ -179,6 +185,7 @@ class Worker:
 
     voice: Voice | None = None
     capture: Capture | None = None
+    is_forked = False  # whether this is a copy in a child that a task has forked
 
     def __init__(
         self,
@@ -204,6 +211,7 @@ class Worker:
         self._follower = Follower()
         self._context: TaskContext | None = None
         self._context_at = 0
+        _workers.add(self)
         self._forget()
 
     def sit(self, slot: int, board: Board) -> None:
@@ -265,10 +273,14 @@ class Worker:
         try:
             call, rows = self._prepare(batch)
         except BaseException as error:
+            if self.is_forked:
+                _end_forked(error)
             at_once = self._failure(0, error)
             self._end_batch()
             yield self._reply(batch, 0, [None], array("d", [clock()] * 2), at_once, ended=True)
             return
+        if self.is_forked:
+            _end_forked(None)
         now = clock()  # what was imported for the tasks is not their time
         marks, values, first = array("d", (now,)), list[Wire](), 0
         step = REPLY_SECONDS if self._reply_seconds is None else self._reply_seconds
@@ -281,9 +293,15 @@ class Worker:
                 break
             try:
                 value = call(*row)
+                if self.is_forked:
+                    _end_forked(None)
                 if type(value) not in FIXED:
                     value = self._result(value, batch, first + len(values))
+                    if self.is_forked:
+                        _end_forked(None)
             except BaseException as error:
+                if self.is_forked:
+                    _end_forked(error)
                 failure, value = self._failure(first + len(values), error), None
             values.append(value)
             now = clock()
@@ -639,6 +657,41 @@ def _cut_own_frames(error: BaseException) -> None:
         chain = chain.__cause__ if chain.__cause__ is not None else chain.__context__
 
 
+def _end_forked(error: BaseException | None) -> NoReturn:
+    """End a child that a task forked, as it came back from the task's function.
+
+    Args:
+        error: what it raised; None: it returned.
+    """
+    code = 0
+    with suppress(BaseException):
+        if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+            code = (error.code or 0) & 0xFF
+        elif error is not None:
+            code = 1
+            told = f"{error.code}\n" if isinstance(error, SystemExit) else _traceback_of(error)
+            sys.stderr.write(told)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BaseException):
+            stream.flush()
+    os._exit(code)
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, have no more to do with those who hand out batches, and with what they send for."""
+    global _parent
+    for worker in list(_workers):
+        worker.is_forked = True
+    if _parent is not None:
+        _parent.close()  # else the parent would not see its worker die while this process lives
+        _parent = None
+    use(None)
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+in_child(_leave_to_parent)
+
+
 def _limit_threads(threads: int) -> None:
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
@@ -667,6 +720,7 @@ def begin(start: StartState, threads: int, surroundings: Surroundings, prepare: 
         prepare: what to do.
     """
     global _refused  # `serve` tells it to the parent
+    _hold_sentinel()
     _refused = start.take_over()  # before there is a thread, which would keep its own affinity and niceness
     namespaces.become_worker()
     watch_parent()
@@ -674,6 +728,14 @@ def begin(start: StartState, threads: int, surroundings: Surroundings, prepare: 
     _limit_threads(threads)
     if prepare is not None:
         prepare()
+
+
+def _hold_sentinel() -> None:
+    """Have children of this process not keep open what its parent sees its end by; see `starting._ForkProcess`, too."""
+    if type(current_process()).__name__ == "SpawnProcess":  # in others the command line is that of another process
+        for argument in sys.orig_argv:
+            if argument.startswith(SENTINEL):
+                hold_alone(int(argument.removeprefix(SENTINEL)))
 
 
 def watch_parent() -> None:
