@@ -20,6 +20,7 @@ Display      what is shown of the run as it goes
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ from forgepar.claims import Claims
 from forgepar.console import Console
 from forgepar.displays import Display, FailedTask
 from forgepar.effects import Effect, FellBack, LayerStarted, Retried, Skipped
-from forgepar.errors import ArenaFull, RunTimeout, StoreError, add_note
+from forgepar.errors import ArenaFull, RunTimeout, StoreError, WrongProcess, add_note
 from forgepar.events import (
     Sink,
     WorkflowCancelled,
@@ -119,6 +120,7 @@ class Dispatcher:
         self.books = Books(plan, run_id, sinks, backend.n_slots, backend.arena, keeper)
         self.books.ledger.schedule = policy.schedule
         self._keeper = keeper
+        self._owner = os.getpid()
         self._display = display
         self._active: RunState | Rollback = self.state
         self.rollback: Rollback | None = None
@@ -177,12 +179,14 @@ class Dispatcher:
             self._roll_back()
         self._take(self.backend.wait(0.0))  # what was printed before the last reply
         self._take(self.backend.rest())
+        self._check_owner()
         self._shipment.close()
         self._tell_what_to_drop()
         self.books.end(self.state.status)
 
     def _loop(self) -> None:
         while True:
+            self._check_owner()
             if self._cancel is not None and self._cancel.is_cancelled and self.rollback is None:
                 self._call_off(kills=self._cancel.kills)
             for task in self._watch.due_retries():
@@ -203,6 +207,7 @@ class Dispatcher:
                 self._keeper.beat(time.perf_counter())
             if self._display is not None:
                 self._display.beat(time.perf_counter())
+            self._check_owner()
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
             if self._active.finished and not any(self.flights):
                 break
@@ -212,6 +217,11 @@ class Dispatcher:
             notices = self.backend.wait(patience)
             self.version += 1
             self._take(notices)
+
+    def _check_owner(self) -> None:
+        """Raise in a child that a callback has forked: the run is its parent's."""
+        if os.getpid() != self._owner:
+            raise WrongProcess.here(self._owner)
 
     def _roll_back(self) -> None:
         """Undo what was done, where a function does that."""

@@ -11,6 +11,7 @@ batches go out would hold them up by as much as 5 ms, the interpreter's switch i
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
@@ -123,6 +124,7 @@ class Shielded:
 
     def __init__(self, display: Display) -> None:
         self._display = display
+        self._owner = os.getpid()
         self.look_at = math.inf
         self._is_off = False
 
@@ -145,12 +147,14 @@ class Shielded:
         self.look_at = math.inf
 
     def _try(self, call: Callable[[], None]) -> None:
-        if self._is_off:
+        if self._is_off or os.getpid() != self._owner:
             return
         try:
             call()
             self.look_at = self._display.look_at
         except Exception as error:
+            if os.getpid() != self._owner:  # it has forked: the display is the parent's
+                return
             self._is_off = True
             self.look_at = math.inf
             with suppress(Exception):

@@ -277,6 +277,10 @@ class WorkflowExecutor:
     ) -> None:
         self.close()
 
+    def _call_off(self) -> None:
+        if self._owner == os.getpid():  # a child that a callback has forked calls nothing off
+            self._backend.call_off()
+
     def _check_process(self) -> None:
         if self._owner not in (None, os.getpid()):
             raise WrongProcess.here(self._owner)
@@ -325,7 +329,7 @@ class WorkflowExecutor:
             keeper,
             display,
         )
-        forget = cancel.on_cancel(backend.call_off) if cancel is not None else None
+        forget = cancel.on_cancel(self._call_off) if cancel is not None else None
         streams = console.replacing_streams() if backend.name in _MAY_RUN_HERE else nullcontext()
         try:
             with _exit_on_termination(), _showing(display, dispatcher), streams:

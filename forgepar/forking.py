@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ _WAIT_SECONDS = 2.0
 SENTINEL = "--forgepar-sentinel="
 
 _Lock = TypeVar("_Lock", bound=Any)  # `threading.RLock` is no type
+_Item = TypeVar("_Item")
 
 
 def fork_safe(lock: _Lock) -> _Lock:
@@ -59,6 +60,15 @@ def close_alone(descriptor: int) -> None:
     if descriptor in _alone:
         _alone.discard(descriptor)  # first: a child forked between the two would close what has the number by then
         os.close(descriptor)
+
+
+def in_one_process(calls: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield what is to be called one after the other; no more in a child that one of the calls has forked."""
+    process = os.getpid()
+    for call in calls:
+        yield call
+        if os.getpid() != process:
+            return
 
 
 def keep_for_ever(thing: object) -> None:

@@ -35,7 +35,7 @@ except ImportError as missing:
 
 from forgepar.backends.joblibname import NAME
 from forgepar.backends.worker import inside_worker
-from forgepar.forking import fork_safe
+from forgepar.forking import fork_safe, in_one_process
 from forgepar.jobs import JobFuture
 from forgepar.machine import available_cpus, set_variables
 from forgepar.pickling import Found, Prepared, dumps_by_value, pickler_with
@@ -307,7 +307,8 @@ def _run(data: bytes, limit: float = 0, buffers: Sequence[Any] = ()) -> Any:
 def _each_alone(items: Sequence[tuple[Any, Any, Any]]) -> Iterable[tuple[Any, Any, Any]]:
     functions = {id(fn): renewing(fn, owns=True) for fn, _, _ in items}
     rows = fresh_rows([(args, keywords) for _, args, keywords in items])
-    return ((functions[id(fn)], *row) for (fn, _, _), row in zip(items, rows, strict=True))
+    calls = ((functions[id(fn)], *row) for (fn, _, _), row in zip(items, rows, strict=True))
+    return in_one_process(calls)
 
 
 # Arguments

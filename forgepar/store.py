@@ -13,6 +13,7 @@ import os
 import socket
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.audit import event_of
-from forgepar.errors import MissingResult, StoreError, UnknownTask
+from forgepar.errors import MissingResult, StoreError, UnknownTask, WrongProcess
 from forgepar.events import (
     Event,
     WorkflowTaskCached,
@@ -32,6 +33,7 @@ from forgepar.events import (
     WorkflowTaskSkipped,
     WorkflowTaskStarted,
 )
+from forgepar.forking import in_child, keep_for_ever
 from forgepar.graph import Adjacency, longest_path_layers
 from forgepar.lifelocks import NO_LOCK, is_held, kernel_of
 from forgepar.machine import kernel_id, start_time
@@ -127,7 +129,8 @@ class Store:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
-        self._connection = connection
+        self._owner, self._opened = os.getpid(), connection
+        _open.add(self)
         self._files = ValueFiles(files_of(path))
 
     @classmethod
@@ -141,8 +144,23 @@ class Store:
         return cls(Path(path), open_to_read(Path(path)))
 
     def close(self) -> None:
-        """Close it."""
-        self._connection.close()
+        """Close it; in a forked child, leave it to the parent."""
+        if self._owner == os.getpid():
+            self._opened.close()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._owner != os.getpid():  # SQLite has no connection that two processes may use
+            raise WrongProcess(
+                f"This store was opened by process {self._owner}, and this is process {os.getpid()}, which was forked "
+                "from it. Open the store in this process.",
+                owner=self._owner,
+            )
+        return self._opened
+
+    def leave_to_parent(self) -> None:
+        """In a forked child, never close what the parent has open."""
+        keep_for_ever(self._opened)
 
     def __enter__(self) -> Self:
         return self
@@ -491,3 +509,15 @@ def _runs(path: str, host: str, pid: int, started: str) -> bool:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+_open: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for store in list(_open):
+        store.leave_to_parent()
+    _open.clear()
+
+
+in_child(_leave_all_to_parent)

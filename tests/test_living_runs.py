@@ -200,8 +200,70 @@ def test_a_child_that_lives_on_does_not_keep_the_lock_of_its_killed_parent(store
     first = subprocess.Popen([*command, "dies"], start_new_session=True, stdout=subprocess.PIPE)
     try:
         assert first.wait() == -signal.SIGKILL
-        assert status(store) == "interrupted"
+        wait_until(lambda: status(store) == "interrupted")  # once the child has run what follows a fork
         done = subprocess.run([*command, "lives"], capture_output=True, text=True, timeout=30, check=False)
         assert (done.returncode, done.stderr) == (0, "")
     finally:
         kill(first)
+
+
+def in_child(body):
+    """Run a function in a forked child; return its exit code, 0 if it raised nothing."""
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_store_that_is_open_is_its_own_processes_alone(store):
+    wf = fp.Workflow()
+    wf.add(abs, -1)
+    wf.run(backend="inline", store=store)
+    with fp.Store.open(store) as opened:
+
+        def body():
+            with pytest.raises(fp.WrongProcess, match="Open the store in this process"):
+                opened.runs()
+            opened.close()
+            assert status(store) == "completed"
+
+        assert in_child(body) == 0
+        assert opened.run().value("abs") == 1
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"backend": "inline"}])
+def test_a_child_calls_nothing_of_its_parent_off(options):
+    token, codes = fp.CancellationToken(), []
+
+    def fork(event):
+        if type(event).__name__ == "WorkflowTaskParallelStarted" and not codes:
+            codes.append(in_child(token.cancel))
+
+    wf = fp.Workflow()
+    handle = wf.add(lambda: fp.context().cancelled())
+    result = wf.run(audit=fork, cancel=token, **options)
+    assert (codes, result.status, result[handle]) == ([0], "completed", False)
+
+
+def test_a_child_frees_nothing_of_its_parents_arena(tmp_path):
+    from forgepar.values.folders import open_arena, remove_arena
+
+    arena = open_arena()
+    segment = arena.write([b"x" * 100_000])
+    try:
+
+        def body():
+            arena.free(segment)
+            arena.free_strays(os.getppid(), frozenset())
+            with pytest.raises(fp.WrongProcess):
+                arena.write([b"y" * 100_000])
+            remove_arena(arena)
+
+        assert in_child(body) == 0
+        assert bytes(arena.read(segment)[0]) == b"x" * 100_000
+    finally:
+        remove_arena(arena)

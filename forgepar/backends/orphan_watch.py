@@ -138,7 +138,7 @@ def _send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except OSError:
-        pass
+        return
 
 
 if __name__ == "__main__":

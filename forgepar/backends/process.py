@@ -384,6 +384,8 @@ class ProcessBackend:
                 slot.connection.close()
             _close_all_of(slot.pipes)
             abandon(slot.threads)
+            slot.words, slot.times = _Slot(0).words, _Slot(0).times  # those are shared with the parent
+        self._run = memoryview(bytearray(64)).cast("q")
         self._close_ends()
 
     def _start(self, slot: _Slot) -> None:

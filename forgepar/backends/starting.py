@@ -244,7 +244,7 @@ class _Started(BaseProcess):
 
     def _watch_it(self) -> None:
         """Have the process end when this one is gone."""
-        orphans.watch(self._popen.pid)  # type: ignore[attr-defined]
+        orphans.watch(self._popen.pid)
 
     def __reduce__(self) -> Any:
         state = {**self.__dict__, "of_start": None}

@@ -2,7 +2,7 @@
 
     connection --Batch--> Worker.run --Reply, Reply, ...--> connection
 
-A child that a task forks has no part in this: it has no connection, and ends when it comes back from the task's function.
+A child that a task forks has no part in this: it has no connection, and ends when it comes back from the function.
 
 `serve` is the one job that a slot's `ProcessPoolExecutor` ever gets; it ends when the parent closes the connection or
 dies. `Worker.run` knows no connection, so the inline backend runs the same code in the caller's process.
@@ -731,11 +731,17 @@ def begin(start: StartState, threads: int, surroundings: Surroundings, prepare: 
 
 
 def _hold_sentinel() -> None:
-    """Have children of this process not keep open what its parent sees its end by; see `starting._ForkProcess`, too."""
-    if type(current_process()).__name__ == "SpawnProcess":  # in others the command line is that of another process
+    """Have children of this process not keep open what others see its end by; see `starting._ForkProcess`, too."""
+    kind = type(current_process()).__name__
+    if kind == "SpawnProcess":  # in others the command line is that of another process
         for argument in sys.orig_argv:
             if argument.startswith(SENTINEL):
                 hold_alone(int(argument.removeprefix(SENTINEL)))
+    elif kind == "ForkServerProcess" and "multiprocessing.forkserver" in sys.modules:
+        # The server lives as long as somebody has this.
+        server: Any = sys.modules["multiprocessing.forkserver"]._forkserver
+        if server._forkserver_alive_fd is not None:
+            hold_alone(server._forkserver_alive_fd)
 
 
 def watch_parent() -> None:

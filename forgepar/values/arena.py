@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from forgepar.errors import ArenaFull
+from forgepar.errors import ArenaFull, WrongProcess
 from forgepar.values.files import is_unmapped, lock, make, map_to_read, map_to_write, open_to_read, reserve, write_all
 from forgepar.values.meter import Meter, Row
 from forgepar.values.segment import ALIGNMENT, LEAST_KEPT, Segment, maker_of, name_of, names_of, size_class, size_of
@@ -109,6 +109,7 @@ class Arena:
         self._has_idle_folder = os.path.isdir(self._idle_folder)  # noqa: PTH112
         self._meter = Meter(place.folder + os.sep + METER, place.n_columns, column)
         self._keeps_mapped = keeps_mapped
+        self._owner = os.getpid()
         self._mapped: OrderedDict[str, memoryview] = OrderedDict()
         self._grants: list[_Grant] = []
 
@@ -188,6 +189,8 @@ class Arena:
 
     def _take(self, n_bytes: int, fill: Callable[[int, int], None]) -> tuple[str, int]:
         """Open a segment of this size, kept, new or on disk, and fill it."""
+        if os.getpid() != self._owner:  # both would count in one column of the meter
+            raise WrongProcess.here(self._owner)
         size = size_class(n_bytes)
         for name, descriptor in self._candidates(size):
             try:
@@ -334,7 +337,11 @@ class Arena:
         Args:
             segment: what `write` returned.
             keep: whether large ones may be kept for later values; not if they stay mapped.
+
+        Does nothing in a forked child: what there is, is its parent's.
         """
+        if os.getpid() != self._owner:
+            return
         for name in names_of(segment):
             self._free(name, keep=keep)
 
@@ -355,6 +362,8 @@ class Arena:
 
     def free_strays(self, pid: int, keep: frozenset[str]) -> None:
         """Free what a dead process had made or claimed, but for the segments that are known to hold values."""
+        if os.getpid() != self._owner:
+            return
         for name in self.names():
             if name not in keep and maker_of(name) == pid:
                 self._free(name, keep=False)

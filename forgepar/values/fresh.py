@@ -22,6 +22,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from forgepar.arguments import ATOMS
+from forgepar.forking import in_one_process
 from forgepar.values.arena import Arena
 from forgepar.values.codec import FIXED, is_plain
 
@@ -174,7 +175,7 @@ class EachOf:
         self.fn = fn
 
     def __call__(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*row) for row in fresh_rows(rows)]
+        return [self.fn(*row) for row in in_one_process(fresh_rows(rows))]
 
 
 def fresh_rows(rows: Sequence[Any]) -> Iterable[Any]:
