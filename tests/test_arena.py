@@ -547,8 +547,16 @@ def test_folders_made_under_another_kernel_are_left_alone(owners, monkeypatch):
 def test_folders_of_other_names_or_without_a_lock_are_left_alone(roots, name):
     folder = roots[1] / f"forgepar-{os.getuid()}-{name}"
     folder.mkdir()
+    (folder / "value").touch()
     sweep()
-    assert folder.is_dir()
+    assert (folder / "value").exists()
+
+
+def test_a_folder_whose_owner_was_killed_before_it_locked_it_is_swept(roots):
+    folder = roots[0] / f"forgepar-{os.getuid()}-7-k01"
+    folder.mkdir()
+    sweep()
+    assert not folder.exists()
 
 
 def test_folders_of_other_users_and_links_are_left_alone(owners, roots):

@@ -32,7 +32,7 @@ RANKS = {
         "backends.joblibname",
         "backends.orphan_watch",
     ],
-    0.5: ["backends.orphans"],
+    0.5: ["backends.orphans", "lifelocks"],
     1: [
         "values.culprit",
         "values.meter",
@@ -57,7 +57,6 @@ RANKS = {
         "storefile",
         "valuefiles",
         "poolerrors",
-        "lifelocks",
     ],
     2: [
         "values.modulestate",

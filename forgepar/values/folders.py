@@ -42,25 +42,17 @@ def open_arena(n_workers: int = 0, budget: int | None = None) -> Arena:
     temporary = Path(tempfile.gettempdir())
     for root in {_MEMORY, temporary}:
         _sweep(root)
-    for _ in range(_ATTEMPTS):
-        spill_folder = _own_folder(temporary / _new_name())
-        if spill_folder is not None:
-            break
-    else:
-        raise FileNotFoundError(
-            errno.ENOENT,
-            f"Folders made in {temporary} are removed at once. Set TMPDIR to another folder",
-            str(temporary),
-        )
+    spill_folder = _own_folder(temporary)
     free = _free_memory()
     if free >= _LEAST_MEMORY and temporary != _MEMORY:
         most = min(free, available_memory() // 2 if budget is None else budget)
-        folder = _MEMORY / spill_folder.name
-        try:
-            if _own_folder(folder) is not None:
+        with suppress(OSError):  # what `_free_memory` saw may be gone
+            folder = _own_folder(_MEMORY)
+            try:
                 return _furnish(folder, spill_folder, most, n_workers)
-        except OSError:  # what `_free_memory` saw may be gone
-            _discard(folder)
+            except BaseException:
+                _discard(folder)
+                raise
     return _furnish(spill_folder, spill_folder, 0, n_workers)
 
 
@@ -88,18 +80,22 @@ def _new_name() -> str:
     return f"{_PREFIX}-{os.getuid()}-{os.getpid()}-k{os.urandom(4).hex()}"
 
 
-def _own_folder(folder: Path) -> Path | None:
-    """Make a folder and lock it; None if somebody took it for one that was left."""
-    folder.mkdir(mode=0o700)
-    try:
-        return folder if hold(owner_file(folder)) else None
-    except FileNotFoundError:
-        return None
-    except BaseException:
-        _discard(folder)
-        with suppress(OSError):
-            folder.rmdir()
-        raise
+def _own_folder(root: Path) -> Path:
+    """Make a folder in ``root`` and lock it; another one where somebody took it for one that was left."""
+    for _ in range(_ATTEMPTS):
+        folder = root / _new_name()
+        folder.mkdir(mode=0o700)
+        try:
+            if hold(owner_file(folder)):
+                return folder
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            _remove(folder)
+            raise
+    raise FileNotFoundError(
+        errno.ENOENT, "Folders made there are removed at once. Set TMPDIR to another folder", str(root)
+    )
 
 
 def _free_memory() -> int:
@@ -119,7 +115,7 @@ def _furnish(folder: Path, spill_folder: Path, budget: int, n_workers: int) -> A
 
 
 def _remove(folder: str | Path) -> None:
-    """Remove a folder, its lock last: a folder without one is never swept."""
+    """Remove a folder, its lock last: what a folder without one has is never swept."""
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
             if entry.name == _OWNER:
@@ -146,6 +142,8 @@ def _sweep(root: Path) -> None:
     for entry in found:
         with suppress(OSError):  # another run may be sweeping as well
             if _is_mine(entry):
+                with suppress(OSError):  # it is not empty: an owner is about to lock an empty one, or was killed then
+                    os.rmdir(entry.path)  # noqa: PTH106
                 with taking(owner_file(entry.path)) as is_left:
                     if is_left:
                         _remove(entry.path)
