@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,6 +46,7 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment, wire_bytes
 from forgepar.values.segment import is_reused, is_spilled, names_of
 
+_UNREPORTED = "the worker ended before it reported this attempt"
 _TWO_FLOATS = struct.Struct("dd")
 
 
@@ -85,6 +87,7 @@ class Books:
         self._journal = Journal(plan, self.ledger, sinks, keeper)
         self.events = self._journal.events
         self._notes: list[_Note] = []  # in the order in which the parent learnt of them
+        self._cancelled: set[int] = set()  # tasks that returned, and yet are not done
         self._begun: dict[int, int] = {}  # by slot, the task that was told to have begun before any reply told of it
         self._read()
 
@@ -150,6 +153,30 @@ class Books:
         ledger.worker[task] = lost.slot
         if self._begun.pop(lost.slot, None) != task:
             self._notes.append(self._started(task, lost.slot, lost.started))
+
+    def repeated(self, task: int, lost: Lost, attempt: int) -> None:
+        """Note that a task is to run again, as a worker was lost that may have run it and had not told of it.
+
+        Args:
+            task: which.
+            lost: the worker.
+            attempt: the one to come.
+        """
+        self.ledger.worker[task] = lost.slot
+        if self._begun.get(lost.slot) == task:
+            del self._begun[lost.slot]
+        else:
+            self._notes.append(self._started(task, lost.slot, min(lost.started, time.perf_counter())))
+        self.repeated_after_cut(task, attempt)
+
+    def repeated_after_cut(self, task: int, attempt: int) -> None:
+        """Note the same of a task whose attempt was written down by `cut_short`."""
+        self.ledger.attempts[task] = attempt
+        self._notes.append(WorkflowTaskRetried(self._now(), self._plan.name(task), attempt, _UNREPORTED))
+
+    def cancelled(self, task: int) -> None:
+        """Note that a task of the last reply is not completed by what it returned, as the run was ended."""
+        self._cancelled.add(task)
 
     def event(self, event: Event) -> None:
         """Note an event now, behind what is queued; its time is this, by the clock that tells those of tasks."""
@@ -228,16 +255,17 @@ class Books:
         """Note that tasks began and, but for one that failed, completed."""
         n_good = len(tasks) - (reply.failure is not None)
         good, failing = tasks[:n_good], tasks[n_good:]
+        # One that returned a workflow may yet fail, if that cannot join the run, and complete in another attempt.
+        tell = partial(self._journal.returned, cancelled=self._cancelled) if reply.subflows else self._journal.completed
         if self._begun and self._begun.get(reply.slot) in tasks:
             # It was told to have begun when its time was over, and its end was on the way by then.
             begun = self._begun.pop(reply.slot)
             place = [int(task) for task in tasks].index(begun)
-            self._journal.completed(good[:place])
-            if place < n_good:
+            tell(good[:place])
+            if place < n_good and begun not in self._cancelled:
                 self._journal.ended(begun)
             good, failing = good[place + 1 :], failing[: place != n_good]
-        # One that returned a workflow may yet fail, if that cannot join the run, and complete in another attempt.
-        self._journal.completed(good, is_final=not reply.subflows)
+        tell(good)
         for task in failing:
             self._journal.tell(self._started(int(task), reply.ran_by, self._start_at[task]))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgepar.handles import TaskHandle
+from forgepar.tasks import own_task
 from forgepar.workflow import Branching, Workflow
 
 
@@ -42,10 +43,10 @@ def when(
         >>> result[value], result.status_counts()
         ('3', {'completed': 5, 'skipped': 1})
     """
-    gate = workflow.add(_condition, condition)
+    gate = workflow.add(own_task(_condition), condition)
     first = _declared(workflow, gate, then)
     second = _declared(workflow, gate, otherwise) if otherwise is not None else (range(0), None)
-    join = workflow.add(_either, gate, first[1], second[1])
+    join = workflow.add(own_task(_either), gate, first[1], second[1])
     workflow.branchings.append(Branching(gate.index, first[0], second[0], join.index))
     return join
 

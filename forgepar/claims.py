@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from forgepar.backends.base import Backend, traits_of
 from forgepar.backends.board import NO_LIMIT, mark, unmark
@@ -28,12 +28,12 @@ class Claims:
         self._backend = backend
         traits = traits_of(backend)
         self._stall_seconds, self._claim_seconds = traits.stall_seconds, traits.claim_seconds
-        # Where the way to a slot is long, its position is known late: then the backend tells how far it may be.
-        self._may_be_at = getattr(backend, "may_be_at", backend.position)
+        # Where the way to a slot is long, what it tells of a limit comes late: None until then.
+        self._may_be_at: Callable[[int], int | None] = getattr(backend, "may_be_at", backend.position)
+        self._asked: dict[int, float] = {}  # slots that were limited and not claimed from yet, and since when
         self._flights = flights
         self._pids = pids
         self._limits = [NO_LIMIT] * len(flights)
-        self._limited_at = 0.0
 
     def is_limited(self, slot: int) -> bool:
         """Tell whether a slot is not to begin all that it has; nothing is to be handed to it then."""
@@ -45,7 +45,7 @@ class Claims:
         Args:
             is_over: nothing is handed out any more.
         """
-        if self._limited_at:
+        if self._asked:
             return self._claim_seconds
         stalls = not is_over and self._some_slot_idles() and any(map(_n_unbegun, self._flights))
         return self._stall_seconds if stalls else None
@@ -59,29 +59,28 @@ class Claims:
         Yields:
             A flight, and the places of the tasks that are not its own any more.
         """
-        if self._limited_at:
-            if time.perf_counter() - self._limited_at >= self._claim_seconds:
-                self._limited_at = 0.0
-                for slot in range(len(self._flights)):
-                    yield from self._claim(slot)
-            return
+        if self._asked:
+            seen = time.perf_counter() - self._claim_seconds
+            for slot in [slot for slot, since in self._asked.items() if since <= seen]:
+                yield from self._claim(slot)
         if not is_wanted or not self._some_slot_idles():
             return
         now = time.perf_counter()
         for slot, has in enumerate(self._flights):
             if not self.is_limited(slot) and _n_unbegun(has) and now - has[0].since > self._stall_seconds:
                 self._limit_here(slot)
-                self._limited_at = now
+                self._asked[slot] = now
 
     def limit_all(self) -> None:
         """Let no slot begin another task."""
         for slot, has in enumerate(self._flights):
             if has:
                 self._limit_here(slot)
-        self._limited_at = 0.0
+        self._asked.clear()
 
     def lift(self, slot: int) -> None:
         """Let a slot begin whatever it is given."""
+        self._asked.pop(slot, None)
         self._limit(slot, NO_LIMIT)
 
     def _limit_here(self, slot: int) -> None:
@@ -98,8 +97,11 @@ class Claims:
         return any(pid and not has for pid, has in zip(self._pids, self._flights, strict=True))
 
     def _claim(self, slot: int) -> Iterator[tuple[Flight, int, int]]:
-        """Take what lies behind a slot's limit, if the slot has not passed that."""
+        """Take what lies behind a slot's limit, if the slot has not passed that; nothing as long as it has not said."""
         limit, position = self._limits[slot], self._may_be_at(slot)
+        if position is None:
+            return
+        self._asked.pop(slot, None)
         if limit == NO_LIMIT or position >= limit:
             return
         batch, place = unmark(limit)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forgepar.errors import DuplicateTaskName, UnknownTask, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.tasks import Options, Task, task
+from forgepar.tasks import Options, Task, own_task, task
 from forgepar.workflow import Engine, TemplateRow, Workflow
 
 # A task to be: a function that takes nothing, or a tuple of a function and its arguments.
@@ -293,7 +293,7 @@ def _stand_in(workflow: Workflow, value: Any, name: str, *, is_gate: bool) -> Ta
     """Return what stands for a bound task. Each branching has a gate of its own, whatever decides it."""
     if isinstance(value, TaskHandle) and not is_gate:
         return value
-    return workflow.add(task(bool if is_gate else _given).options(name=name), value)
+    return workflow.add(own_task(bool if is_gate else _given).options(name=name), value)
 
 
 def _handles(workflow: Workflow, places: NDArray[np.int32]) -> Sequence[TaskHandle]:

@@ -53,7 +53,7 @@ from forgepar.events import (
     WorkflowTaskTimedOut,
 )
 from forgepar.faults import raised, worker_died
-from forgepar.flight import Flight
+from forgepar.flight import Flight, own_part
 from forgepar.holdings import Holdings
 from forgepar.keeping import Keeper
 from forgepar.machine import available_memory
@@ -134,6 +134,9 @@ class Dispatcher:
         self._remembers = traits.remembers
         self._ends_tasks = traits.ends_tasks
         self._short_seconds = _SHORT * traits.batch_seconds
+        self._tells_at_end = traits.tells_at_end
+        self._withdraw: Callable[[int], None] | None = getattr(backend, "withdraw", None)
+        self._alone = self._find_alone()
         self._losses: dict[int, int] = {}  # by task, how often its worker was lost in the midst of its batch
         self.durations = Durations(len(plan.callables), traits.batch_seconds)
         self.flights: list[deque[Flight]] = [deque() for _ in range(backend.n_slots)]
@@ -175,6 +178,8 @@ class Dispatcher:
             self._restore(self._keeper, restored)
         self._note(self.state.begin())
         self._loop()
+        if self.state.halted:
+            self.state.end()
         if self.state.status_is_bad and self._policy.rollback != "none":
             self._roll_back()
         self._take(self.backend.wait(0.0))  # what was printed before the last reply
@@ -209,8 +214,12 @@ class Dispatcher:
                 self._display.beat(time.perf_counter())
             self._check_owner()
             # A slot whose tasks were claimed back still answers for them: the next run must not get that answer.
-            if self._active.finished and not any(self.flights):
-                break
+            if self._active.finished or self._active.halted:
+                if not any(self.flights):
+                    break
+                if self._active.finished and self._withdraw is not None:
+                    for slot in (slot for slot, has in enumerate(self.flights) if has):
+                        self._withdraw(slot)
             self.backend.tell(self.plan.n_tasks, self.state.n_settled, self.state.n_out, self.state.layer)
             patience = self._patience()
             self.version += 1
@@ -314,7 +323,7 @@ class Dispatcher:
             template, called = head[0], self.plan.callable_of[head[0]]
             if self._memory.is_declared and not self._admits(slot, template):
                 continue
-            size = self.durations.batch_size(called, share, 1)
+            size = 1 if template in self._alone else self.durations.batch_size(called, share, 1)
             if self._wears and (size := min(size, self._n_left(slot))) < 1:
                 return
             tasks = self._active.take(size)
@@ -338,6 +347,18 @@ class Dispatcher:
     def _most_in_flight(self) -> int:
         """Batches a slot; while a task is suspected one, as the loss of a worker may take the reply before along."""
         return 1 if self._losses else IN_FLIGHT
+
+    def _find_alone(self) -> frozenset[int]:
+        """Return the templates whose tasks get a batch each.
+
+        Those that may be ended amid a batch, or must not be repeated, where the outcomes of a batch come together:
+        what had ended before in the batch would run again.
+        """
+        if not self._tells_at_end:
+            return frozenset()
+        options = [self.plan.specs[row.spec].options for row in self.plan.templates]
+        alone = {number for number, mine in enumerate(options) if mine.effects or mine.timeout is not None}
+        return frozenset(alone | set(self.plan.stand_ins.undo.values()))
 
     def _apart(self, template: int, tasks: Tasks) -> Tasks:
         """Have a task under which a worker was lost run alone, as the next loss is to tell whether it is to blame."""
@@ -440,9 +461,15 @@ class Dispatcher:
                 self.console.hear(notice.slot, notice.said, UNKNOWN_TASK if at is None else at)
 
     def _take_reply(self, reply: Reply) -> None:
-        slot, values = reply.slot, reply.values
-        flight = self.flights[slot][0]
-        assert flight.id == reply.batch, "replies come in the order of their batches"
+        slot, has = reply.slot, self.flights[reply.slot]
+        if not has or (flight := has[0]).id != reply.batch:
+            later = [other for other in has if other.id == reply.batch]
+            if not later:
+                return  # the slot was given up meanwhile, and what it had was handed out again
+            flight = later[0]
+        if reply.first != flight.n_done or reply.first + len(reply.values) > flight.n_own:
+            reply = self._own_part(flight, reply)
+        values = reply.values
         tasks = flight.tasks[reply.first : reply.first + len(values)]
         if len(tasks):
             marks = memoryview(reply.marks).cast("d")
@@ -466,7 +493,7 @@ class Dispatcher:
                 else:
                     self._complete(tasks[:n_good])
         if reply.ended:
-            self.flights[slot].popleft()
+            has.remove(flight)
             if flight.n_done < flight.n_own:
                 self._active.put_back(flight.template, flight.tasks[flight.n_done : flight.n_own])
             if not self.flights[slot] and self._claims.is_limited(slot):
@@ -477,6 +504,15 @@ class Dispatcher:
             error, trace = raised(reply.failure), reply.failure.traceback
             self._fail(int(tasks[-1]), flight.template, error, slot, trace, reply.ran_by)
 
+    def _own_part(self, flight: Flight, reply: Reply) -> Reply:
+        """Return what of a reply counts, and free what does not."""
+        part, left_out = own_part(flight, reply)
+        others = dict(reply.subflows)
+        for place in left_out:
+            for wire in filter(is_segment, (reply.values[place], others.get(place))):
+                self.backend.arena.free(wire)
+        return part
+
     def _complete(self, tasks: Tasks) -> None:
         if self.plan.branchings:
             self._decide(tasks)
@@ -484,18 +520,24 @@ class Dispatcher:
 
     def _complete_subflows(self, tasks: Tasks, template: int, reply: Reply) -> None:
         """Complete tasks of which some returned a workflow, when that has joined the run; fail those whose cannot."""
-        pending = set(map(int, tasks))
+        pending, unfit = set(map(int, tasks)), list[tuple[int, Exception]]()
         for place, wire in reply.subflows:
             task = int(tasks[place])
             try:
-                if not self.state.halted:
+                if self.state.halted:  # it has no value, as what was to make that never runs
+                    pending.remove(task)
+                    self.state.cancelled(range(task, task + 1))
+                    self.books.cancelled(task)
+                else:
                     self._splice(task, wire)
             except Exception as error:
                 pending.remove(task)
-                self._fail(task, template, error, reply.slot, "")
+                unfit.append((task, error))
             finally:
                 if is_segment(wire):
                     self.backend.arena.free(wire)
+        for task, fault in unfit:
+            self._fail(task, template, fault, reply.slot, "")
         for task in sorted(pending):
             self._complete(range(task, task + 1))
 
@@ -514,6 +556,7 @@ class Dispatcher:
         self._holdings.grow(plan, self._policy)
         self._watch.grow(plan)
         self.durations.grow(len(plan.callables))
+        self._alone = self._find_alone()
         self.console.grow(plan)
         if self._keeper is not None:
             self._restore(self._keeper, self._keeper.grow(plan))
@@ -571,27 +614,49 @@ class Dispatcher:
         self.flights[slot] = deque()
         self._shipment.forget(slot)
         sentence = self._watch.sentences.pop(slot, None)
-        at_batch, at = unmark(lost.position if lost.position != UNKNOWN_POSITION else self._suspected(flights))
-        blamed: int | None = None
-        template = 0
+        is_unknown = lost.position == UNKNOWN_POSITION
+        at_batch, at = unmark(self._suspected(flights) if is_unknown else lost.position)
+        also = dict(map(unmark, lost.also))
+        blamed: list[tuple[int, int]] = []
         for flight in flights:
-            first = flight.n_done
-            if flight.id == at_batch and first <= at < flight.n_own:
-                blamed, template = int(flight.tasks[at]), flight.template
-                self._put_back(flight, first, at)
-                first = at + 1
-            self._put_back(flight, first, flight.n_own)
+            first, end = flight.n_done, flight.n_own
+            if flight.id == at_batch:
+                first = self._repeat(flight, first, min(at, end), lost)
+                if at == first < end:
+                    blamed.append((int(flight.tasks[at]), flight.template))
+                    first += 1
+            n_begun = end if is_unknown or flight.id < at_batch else min(also.get(flight.id, -1) + 1, end)
+            if first < n_begun and self._has_effects(flight.template):
+                # They may have ended, so they are not to run again but by their retries.
+                blamed += [(int(task), flight.template) for task in flight.tasks[first:n_begun]]
+                first = n_begun
+            first = self._repeat(flight, first, n_begun, lost)
+            self._put_back(flight, first, end)
         self._claims.lift(slot)
         self._holdings.free_strays(lost.pid)
         if sentence is None:
-            self.books.death(lost, blamed)
-        if blamed is not None:
-            self._blame(blamed, template, lost, sentence)
+            self.books.death(lost, blamed[0][0] if blamed else None)
+        for task, template in blamed:
+            self._blame(task, template, lost, sentence)
         self.pids[slot] = self._peaks[slot] = 0
+
+    def _has_effects(self, template: int) -> bool:
+        has_effects: bool = self.plan.specs[self.plan.templates[template].spec].options.effects
+        return has_effects or template in self.plan.stand_ins.undo.values()
+
+    def _repeat(self, flight: Flight, first: int, end: int, lost: Lost) -> int:
+        """Hand out again what a lost worker may have done and had not told of; return the place behind it."""
+        if first >= end:
+            return first
+        if self.rollback is None and not self.state.halted:
+            for task in map(int, flight.tasks[first:end]):
+                self.books.repeated(task, lost, self.state.repeated(task))
+        self._put_back(flight, first, end)
+        return end
 
     def _suspected(self, flights: Sequence[Flight]) -> int:
         """Note what a worker was lost under; return the mark of the task to blame, if there is one by now."""
-        if not flights:
+        if not flights or self._has_effects(flights[0].template):
             return 0
         flight = flights[0]
         for task in map(int, flight.tasks[flight.n_done : flight.n_own]):
@@ -618,7 +683,11 @@ class Dispatcher:
         if sentence is not None and sentence.task == task:
             self._fail(task, template, sentence.error, lost.slot, "")
             return
-        if sentence is not None or self._active.halted:  # begun just after the one meant had ended
+        # Begun just after the one meant had ended; if it has effects and goes on, it is not to be run beside itself.
+        is_harmless = self._ends_tasks or not self._has_effects(template)
+        if (sentence is not None and is_harmless) or self._active.halted:
+            if self.rollback is None and not self.state.halted:
+                self.books.repeated_after_cut(task, self.state.repeated(task))
             self._active.put_back(template, range(task, task + 1))
             return
         address = self.books.ledger.addresses.get(lost.slot, "")
@@ -636,7 +705,7 @@ class Dispatcher:
             if type(effect) is LayerStarted:
                 self._watch.layer_begins(effect.layer, time.perf_counter())
             elif type(effect) is Retried:
-                self._watch.delay(effect.task, effect.attempt - 1, time.perf_counter())
+                self._watch.delay(effect.task, self.state.tries(effect.task) - 1, time.perf_counter())
             elif type(effect) is FellBack:
                 self._fall_back(effect.task, effect.step)
 

@@ -86,7 +86,7 @@ class WorkflowTaskCompleted(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkflowTaskRetried(Event):
-    """A task failed with ``error`` and is tried again; ``attempt`` is the one to come."""
+    """An attempt failed with ``error``, or its worker ended before it reported it; ``attempt`` is the one to come."""
 
     task: str
     attempt: int

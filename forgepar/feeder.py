@@ -32,6 +32,7 @@ from forgepar.backends.wire import Reply
 from forgepar.console import Console
 from forgepar.errors import WrongProcess
 from forgepar.faults import raised_by_job, worker_died
+from forgepar.flight import own_part
 from forgepar.forking import in_child
 from forgepar.jobs import Job
 from forgepar.plan import Plan
@@ -291,7 +292,11 @@ class Feeder:
 
     def _take_reply(self, reply: Reply) -> None:
         slot = reply.slot
+        if not self._flights[slot] or self._flights[slot][0].id != reply.batch:
+            return  # the slot was given up meanwhile, and what it had handed out again
         flight = self._flights[slot][0]
+        if reply.first != flight.n_done or reply.first + len(reply.values) > flight.n_own:
+            reply = self._own_part(flight, reply)
         jobs = flight.jobs[reply.first : reply.first + len(reply.values)]
         if jobs:
             marks = memoryview(reply.marks).cast("d")
@@ -307,6 +312,15 @@ class Feeder:
         if self._flights[slot]:
             self._flights[slot][0].since = time.perf_counter()
         self._settle(slot, jobs, reply)
+
+    def _own_part(self, flight: JobFlight, reply: Reply) -> Reply:
+        """Return what of a reply counts, and free what does not."""
+        part, left_out = own_part(flight, reply)
+        others = dict(reply.subflows)
+        for place in left_out:
+            for wire in filter(is_segment, (reply.values[place], others.get(place))):
+                self._arena.free(wire)
+        return part
 
     def _settle(self, slot: int, jobs: Sequence[Job], reply: Reply) -> None:
         """Let jobs be done, or fail, as a reply says."""
@@ -338,10 +352,14 @@ class Feeder:
         blamed: Job | None = None
         for flight in flights:
             first = flight.n_done
-            if flight.id == at_batch and first <= at < flight.n_own:
-                blamed = flight.jobs[at]
-                self._put_back(flight, first, at)
-                first = at + 1
+            if flight.id == at_batch:
+                if first < (ended := min(at, flight.n_own)):  # and the worker had not told of these
+                    self._roll.repeated(flight.jobs[first:ended])
+                    self._put_back(flight, first, ended)
+                    first = ended
+                if first == at < flight.n_own:
+                    blamed = flight.jobs[at]
+                    first += 1
             self._put_back(flight, first, flight.n_own)
         self._claims.lift(slot)
         if blamed is not None:
@@ -353,6 +371,7 @@ class Feeder:
             give_up = self._roll.give_up if job.is_condemned else self._roll.fail
             give_up(job, sentence.error)
         elif sentence is not None:  # begun just after the one meant had ended
+            self._roll.repeated([job])
             self._roll.put_back([job])
         else:
             error = worker_died(lost, self._roll.name(job.number), self._peaks[lost.slot])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
+from forgepar.backends.wire import Reply
 from forgepar.plan import Tasks
 
 
@@ -30,3 +32,34 @@ class Flight:
         self.n_done = 0
         self.n_own = len(tasks)
         self.since = time.perf_counter()
+
+
+class Answered(Protocol):
+    """A batch that a slot has, as far as its replies are about it."""
+
+    n_done: int
+    n_own: int
+
+
+def own_part(flight: Answered, reply: Reply) -> tuple[Reply, list[int]]:
+    """Return the part of a reply that is about tasks which are the slot's own and have no outcome yet.
+
+    The rest was claimed back before, and so may run elsewhere, or was told already.
+
+    Returns:
+        The reply, and the places in its values of what was left out.
+    """
+    first, n = reply.first, len(reply.values)
+    begin, end = max(first, flight.n_done), min(first + n, flight.n_own)
+    if first > flight.n_done or begin >= end:  # outcomes are missing in front of it, or it has none that count
+        begin = end = min(begin, first + n)
+    places = range(begin - first, end - first)
+    left_out = [place for place in range(n) if place not in places]
+    part = reply._replace(
+        first=begin,
+        values=reply.values[places.start : places.stop],
+        marks=reply.marks[8 * places.start : 8 * (places.stop + 1)],
+        failure=reply.failure if places and places.stop == n else None,
+        subflows=[(place - places.start, wire) for place, wire in reply.subflows if place in places],
+    )
+    return part, left_out

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -167,18 +167,18 @@ class Journal:
         """Note an event, which gets its number and the run's id."""
         self.events.add(replace(event, seq=len(self.events), run_id=self._run_id), 1)
 
-    def completed(self, tasks: Tasks, *, is_final: bool = True) -> None:
-        """Note that tasks began and completed, one after the other.
-
-        Args:
-            tasks: which.
-            is_final: whether what the ledger says of them is never changed.
-        """
-        if not is_final:
-            for event in self.events.of_completed(tasks, 0):
-                self.tell(event)
-        elif len(tasks):
+    def completed(self, tasks: Tasks) -> None:
+        """Note that tasks began and completed, one after the other; what the ledger says of them is never changed."""
+        if len(tasks):
             self.events.add(tasks, 2 * len(tasks))
+
+    def returned(self, tasks: Tasks, cancelled: Container[int]) -> None:
+        """Note the same of tasks of which the ledger may yet say otherwise, and of some only that they began."""
+        for place, task in enumerate(map(int, tasks)):
+            began, ended = self.events.of_completed(tasks[place : place + 1], 0)
+            self.tell(began)
+            if task not in cancelled:
+                self.tell(ended)
 
     def ended(self, task: int) -> None:
         """Note that a task completed which was told to have begun."""

@@ -68,6 +68,7 @@ class Roll:
         self.timeouts = _ByRecipe(None)
         self.memories = _ByRecipe(0)
         self.is_killed = False
+        self._free: dict[int, int] = {}  # by job, how many attempts its retries do not pay for
         self._arena = arena
         self._counts: dict[str, itertools.count[int]] = {}
         self._plan = cast("Plan", self)  # as far as these look at one
@@ -130,8 +131,9 @@ class Roll:
     def fail(self, job: Job, error: BaseException) -> None:
         """Let a job's attempt fail: it is tried again, or it is over."""
         options = job.recipe.options
-        if job.attempt <= options.retries and is_kind(error, options.retry_on) and not self.is_killed:
-            self.watch.delay(job.number, job.attempt, time.perf_counter())
+        tries = job.attempt - self._free.get(job.number, 0)
+        if tries <= options.retries and is_kind(error, options.retry_on) and not self.is_killed:
+            self.watch.delay(job.number, tries, time.perf_counter())
             job.attempt += 1
             return
         self.give_up(job, error)
@@ -148,6 +150,12 @@ class Roll:
                 self.give_up(job, PoolWorkerDied("the job was ended before it was begun"))
             else:
                 self.ready.add(job)
+
+    def repeated(self, jobs: Sequence[Job]) -> None:
+        """Note that a worker was lost which may have run these jobs; their retries do not pay for that."""
+        for job in jobs:
+            job.attempt += 1
+            self._free[job.number] = self._free.get(job.number, 0) + 1
 
     def give_up(self, job: Job, error: BaseException | None) -> None:
         """Let a job fail, or (without an error) be cancelled, and all that wait for its value likewise."""
@@ -199,5 +207,7 @@ class Roll:
         """Forget a job, and let go of what it took."""
         job.is_over = True
         self.jobs.pop(job.number, None)
+        if self._free:
+            self._free.pop(job.number, None)
         job.future.job = None
         job.constants = job.sources = job.held = ()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
-from forgepar.runstate import Status
+from forgepar.runstate import SecondOutcome, Status
 from forgepar.standing import error_text
 
 # Which of the tasks that were done to undo: all, those that a failed one depended on, none, or those whose name this
@@ -77,6 +77,7 @@ class Rollback:
         self._without: IntArray = np.flatnonzero(chosen & (template < 0)).astype(np.int32)
         self._layers = _by_layer(plan, np.flatnonzero(chosen & (template >= 0)).astype(np.int32), template)
         self._ready: list[tuple[int, Tasks]] = []
+        self._out: set[int] = set()
         self._n_ready = self._unsettled = 0
         self._advance()
 
@@ -96,20 +97,32 @@ class Rollback:
             self._ready.append((template, tasks[most:]))
             tasks = tasks[:most]
         self._n_ready -= len(tasks)
+        self._out.update(map(int, tasks))
         return tasks
 
     def put_back(self, template: int, tasks: Tasks) -> None:
         """Take back tasks that were handed out but never begun."""
+        self._out.difference_update(map(int, tasks))
         self._ready.append((template, tasks))
         self._n_ready += len(tasks)
 
     def completed(self, tasks: Tasks) -> None:
-        """Note that tasks are undone."""
+        """Note that tasks are undone.
+
+        Raises:
+            SecondOutcome: one of them is not handed out.
+        """
+        self._end(tasks)
         self.compensated += tasks if isinstance(tasks, range) else tasks.tolist()
         self._settle(len(tasks))
 
     def failed(self, task: int, error: Exception) -> None:
-        """Note that a task could not be undone; the others are."""
+        """Note that a task could not be undone; the others are.
+
+        Raises:
+            SecondOutcome: it is not handed out.
+        """
+        self._end(range(task, task + 1))
         self.errors[task] = error
         self._settle(1)
 
@@ -150,6 +163,13 @@ class Rollback:
                 except Exception as error:
                     self.errors[task] = error
         return chosen
+
+    def _end(self, tasks: Tasks) -> None:
+        ended = set(map(int, tasks))
+        if not ended <= self._out:
+            name = self._plan.name(min(ended - self._out))
+            raise SecondOutcome(f"undoing task {name!r} cannot have an outcome: it is not handed out.")
+        self._out -= ended
 
     def _settle(self, n_tasks: int) -> None:
         self._unsettled -= n_tasks

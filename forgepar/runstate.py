@@ -34,6 +34,10 @@ class Status(enum.IntEnum):
     CACHED = 7  # an earlier run did it, and its value was kept
 
 
+class SecondOutcome(RuntimeError):
+    """An outcome was told of a task that is not handed out. It is a fault of the engine, not of a workflow."""
+
+
 _RUNNING, _COMPLETED = int(Status.RUNNING), int(Status.COMPLETED)
 
 
@@ -97,6 +101,7 @@ class RunState:
         self._bytes = bytearray(plan.n_tasks)
         self.status = np.frombuffer(self._bytes, np.int8)  # the same memory, as a column
         self.attempts: dict[int, int] = {}
+        self._free: dict[int, int] = {}  # by task, how many of these attempts its retries do not pay for
         self._steps: dict[int, int] = {}
         self.halted = False
         self._unsettled = plan.n_tasks
@@ -167,12 +172,33 @@ class RunState:
         if self.halted:
             self.cancelled(tasks)
             return
+        self._check_out(tasks)
         self._out -= len(tasks)
         self.status[as_index(tasks)] = Status.PENDING
         self._order.put_back(template, tasks)
 
+    def repeated(self, task: int) -> int:
+        """Note that a task which is handed out may have begun, but its outcome is lost; it is put back next.
+
+        Returns:
+            The attempt to come; the task's retries do not pay for it.
+        """
+        self._check_out(range(task, task + 1))
+        self.attempts[task] = attempt = self.attempts.get(task, 1) + 1
+        self._free[task] = self._free.get(task, 0) + 1
+        return attempt
+
+    def tries(self, task: int) -> int:
+        """Return which try of a task is at hand, by the count that its retries and its backoff go by."""
+        return self.attempts.get(task, 1) - self._free.get(task, 0)
+
     def completed(self, tasks: Tasks) -> list[Effect]:
-        """Note that tasks are done."""
+        """Note that tasks are done.
+
+        Raises:
+            SecondOutcome: one of them is not handed out.
+        """
+        self._check_out(tasks)
         self._out -= len(tasks)
         self._unsettled -= len(tasks)
         self._mark(tasks, _COMPLETED)
@@ -183,10 +209,14 @@ class RunState:
 
         One that may be tried again waits until `retry` makes it ready; one with a fallback until that is done for it:
         `retry`, `stand_in`, `replaced` or `left_out`.
+
+        Raises:
+            SecondOutcome: it is not handed out.
         """
+        self._check_out(range(task, task + 1))
         self._out -= 1
         attempt = self.attempts.get(task, 1)
-        if may_retry and attempt <= self._plan.spec(task).options.retries and not self.halted:
+        if may_retry and self.tries(task) <= self._plan.spec(task).options.retries and not self.halted:
             self.attempts[task] = attempt + 1
             self.status[task] = Status.PENDING
             return [Retried(task, attempt + 1)]
@@ -242,6 +272,7 @@ class RunState:
     def replaced(self, task: int) -> list[Effect]:
         """Note that a task that failed has a value nevertheless."""
         self._out += 1
+        self.status[task] = Status.RUNNING
         return self.completed(range(task, task + 1))
 
     def left_out(self, task: int) -> list[Effect]:
@@ -251,9 +282,19 @@ class RunState:
         return [*self._skip_after(task), *self._order.settle(range(task, task + 1))]
 
     def cancelled(self, tasks: Tasks) -> None:
-        """Note that tasks which were handed out were ended with the run."""
+        """Note that tasks which were handed out were ended with the run.
+
+        Raises:
+            SecondOutcome: one of them is not handed out.
+        """
+        self._check_out(tasks)
         self._out -= len(tasks)
         self.status[as_index(tasks)] = Status.CANCELLED
+
+    def end(self) -> None:
+        """Note that nothing runs any more of a run that was ended."""
+        self.status[self.status == Status.RUNNING] = Status.CANCELLED
+        self._out = 0
 
     def halt(self) -> list[Effect]:
         """End the run: nothing is handed out any more."""
@@ -271,6 +312,17 @@ class RunState:
     def weigh_tasks(self, seconds: NDArray[np.float64]) -> None:
         """Take in how long each task is believed to take: (n_tasks,) seconds."""
         self._order.weigh(seconds)
+
+    def _check_out(self, tasks: Tasks) -> None:
+        """Refuse an outcome of tasks that are not handed out: each has one, whatever a backend tells."""
+        if type(tasks) is range:
+            n_out = self._bytes.count(_RUNNING, tasks.start, tasks.stop)
+        else:
+            n_out = self.status[as_index(tasks)].tobytes().count(_RUNNING)
+        if n_out != len(tasks):
+            settled = next(task for task in map(int, tasks) if self.status[task] != Status.RUNNING)
+            name, status = self._plan.name(settled), Status(int(self.status[settled])).name.lower()
+            raise SecondOutcome(f"task {name!r} is {status}, so it cannot have an outcome: it is not handed out.")
 
     def _mark(self, tasks: Tasks, status: int) -> None:
         if type(tasks) is range and len(tasks) == 1:

@@ -288,9 +288,17 @@ class Shipment:
         for wire in filter(is_segment, shared.values()):
             held.maps(wire)
         spec = self._plan.specs[row.spec]
-        return callables, [
-            Template(template, number, layout, shared, spec.base, spec.options.timeout, spec.options.writable)
-        ]
+        made = Template(
+            template,
+            number,
+            layout,
+            shared,
+            spec.base,
+            spec.options.timeout,
+            spec.options.writable,
+            has_effects=spec.options.effects or template in self._undo,
+        )
+        return callables, [made]
 
     def _shared_of(self, template: int) -> Mapping[str, Wire]:
         if template not in self._shared:

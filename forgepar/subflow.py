@@ -7,7 +7,7 @@ from typing import Any
 
 from forgepar.errors import WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
-from forgepar.tasks import Task, base_name, task
+from forgepar.tasks import Task, base_name, own_task
 from forgepar.workflow import Engine, Workflow
 
 
@@ -46,7 +46,7 @@ class Subflow:
             taken = set(workflow.references)
             output = [TaskHandle(workflow, index) for index in range(len(workflow)) if index not in taken]
         self.workflow = workflow
-        workflow.add(_output, output)
+        workflow.add(own_task(_output), output)
 
 
 def _output(value: Any) -> Any:
@@ -81,7 +81,7 @@ def _fan_out(workflow: Workflow, fn: Any, columns: Sequence[Any], constants: Map
         name = fn.task_options.name or name
         fn = fn.options(after=(), name=name)
     lists = [list(column) if isinstance(column, TaskHandles) else column for column in columns]
-    return workflow.add(task(_FanOut(fn, name)).options(**options), *lists, **constants)
+    return workflow.add(own_task(_FanOut(fn, name)).options(**options), *lists, **constants)
 
 
 Engine.fan_out = _fan_out

@@ -250,7 +250,15 @@ def _news(held: Held, recipe: Recipe) -> tuple[Sequence[tuple[int, bytes]], Sequ
     columns, options = (layout.kinds, layout.keywords), recipe.options
     parts = tuple([part.number for part in recipe.parts])
     template = Template(
-        recipe.number, called.number, columns, {}, called.base, options.timeout, options.writable, parts
+        recipe.number,
+        called.number,
+        columns,
+        {},
+        called.base,
+        options.timeout,
+        options.writable,
+        parts,
+        options.effects,
     )
     return callables, [template]
 

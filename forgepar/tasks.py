@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from forgepar.errors import WorkflowError
+from forgepar.errors import WorkerDied, WorkflowError
 from forgepar.fallbacks import MISSING, steps_of
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_OWN_RETRIES = 3  # of this package's own functions, after the death of a worker
 _PLAIN = {types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
 
 
@@ -237,6 +238,14 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     if not callable(fn):
         raise WorkflowError(f"{fn!r} cannot be a task: it is not callable. Give a function.")
     return Task(fn, _changed(Options(), options))
+
+
+def own_task(fn: Callable[P, R]) -> Task[P, R]:
+    """Give one of this package's own functions the options of a task that a workflow gets beside those of its user.
+
+    It has no effects, so the death of a worker under it is no reason to fail a run whose tasks may all be retried.
+    """
+    return task(fn).options(retries=_OWN_RETRIES, retry_on=WorkerDied)
 
 
 def attempt(fn: Callable[P, R], /, catch: Callable[..., R]) -> Task[P, R]:

@@ -38,6 +38,7 @@ class Lost(NamedTuple):
         fault: what ended `serve`, where that was an exception of its own: a full disk, say.
         dump: the stacks of its threads, where it crashed and could tell.
         is_out_of_memory: whether the kernel ended a process for lack of memory meanwhile.
+        also: marks of what it was, or may have been, at besides, in other batches or behind ``position``.
     """
 
     slot: int
@@ -48,6 +49,7 @@ class Lost(NamedTuple):
     fault: BaseException | None
     dump: str = ""
     is_out_of_memory: bool = False
+    also: Sequence[int] = ()
 
 
 class Told(NamedTuple):
@@ -77,6 +79,7 @@ class Traits(NamedTuple):
         batch_seconds: of work that a batch aims at; a message is to cost little beside it.
         stall_seconds: a slot that says nothing for longer has a task that was misjudged.
         claim_seconds: until a limit that was written is surely seen.
+        tells_at_end: the outcomes of a batch come together, when it has ended.
     """
 
     is_local: bool = True
@@ -85,6 +88,7 @@ class Traits(NamedTuple):
     batch_seconds: float = 0.005
     stall_seconds: float = 0.005
     claim_seconds: float = 0.001
+    tells_at_end: bool = False
 
 
 def traits_of(backend: Backend) -> Traits:
@@ -96,7 +100,12 @@ def traits_of(backend: Backend) -> Traits:
 class Backend(Protocol):
     """Slots that run batches. It knows no layers, no names and no other run than that of the batch at hand.
 
-    Calls come from one thread. `wait` alone blocks.
+    Calls come from one thread. `wait` alone blocks. What a slot tells comes in the order in which it told it: replies,
+    what it answers to a limit, and its loss.
+
+    Two methods more are for those that are far away: ``may_be_at(slot)`` returns the farthest mark that the slot may
+    have come to while it is limited, None until it has said so; ``withdraw(slot)`` has a slot answer early for batches
+    that it has not begun.
 
     Attributes:
         name: what it is called.

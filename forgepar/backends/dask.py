@@ -16,9 +16,9 @@ import pickle
 import queue
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal
 
 from forgepar.backends import dasksite
@@ -39,7 +39,7 @@ from forgepar.backends.daskcluster import (
     n_threads,
 )
 from forgepar.backends.daskparts import ClusterArena
-from forgepar.backends.daskslots import Sent, Slot
+from forgepar.backends.daskslots import Ending, Sent, Slot
 from forgepar.backends.output import Said
 from forgepar.backends.wire import Batch, Reply
 from forgepar.errors import WorkerStartFailed
@@ -48,7 +48,8 @@ from forgepar.values.codec import Wire, is_segment
 from forgepar.values.segment import Segment
 
 _LARGE_CALLABLE = 16 * 1024  # bytes; one pickled to more goes to each worker once, not with each batch
-_NO_BATCH = -1
+_LAST = 0xFFFFFFFF  # a position behind all of a batch
+_END_SECONDS = 10.0  # to say where it is, for a worker that a task is to be ended on; C code may hold it up
 MEET_SECONDS = 10.0  # for the workers that are there when a backend is opened
 
 
@@ -88,7 +89,7 @@ class DaskBackend:
     name = "dask"
     ends_workers = False
     # A batch is on its way for 10 ms, so it is to be worth that; and so is to take one back.
-    traits = Traits(False, False, False, batch_seconds=0.05, stall_seconds=0.25, claim_seconds=0.05)
+    traits = Traits(False, False, False, batch_seconds=0.05, stall_seconds=0.25, claim_seconds=0.05, tells_at_end=True)
 
     arena: Arena
 
@@ -137,7 +138,6 @@ class DaskBackend:
         self._callables: dict[tuple[int, int], Segment] = {}
         self._newest = self._n_series = 0
         self._alone_since: float | None = None
-        self._overheard: list[Notice] = []
         self._cluster = Cluster(self._client)
         self.arena = self._values = ClusterArena(self._client, self._cluster.token)
         try:
@@ -180,27 +180,32 @@ class DaskBackend:
                 if isinstance(news, Came):
                     missing.discard(news.worker.address)
                 elif isinstance(news, Left):
-                    missing.discard(news.address)
+                    missing.discard(news.address)  # it may be another one by now, which is met in time
                 self._take(news)
         if not self._workers:
             self._alone_since = time.perf_counter()
 
     def _take_came(self, worker: Worker, n_threads: int) -> list[Notice]:
+        before = self._workers.get(worker.address)
+        notices = self._take_left(worker.address, before.visit) if before is not None else []
         self._workers[worker.address] = worker
         self._alone_since = None
         free = [slot for slot in self._slots if slot.worker is None][:n_threads]
         for slot in free:
             slot.worker, slot.last, slot.n_given = worker, (0, 0.0), 0
-        return [_joined(slot) for slot in free]
+        return [*notices, *map(_joined, free)]
 
-    def _take_left(self, address: str) -> list[Notice]:
+    def _take_left(self, address: str, visit: int) -> list[Notice]:
         """Give up what a worker had that is gone."""
-        worker = self._workers.pop(address, None)
+        worker = self._workers.get(address)
+        if worker is None or worker.visit != visit:
+            return []
+        del self._workers[address]
         notices: list[Notice] = []
         for slot in self._slots:
-            if slot.worker is not None and slot.worker is worker:
+            if slot.worker is worker:
                 if not slot.given_up:  # else that was told
-                    notices.append(self._lost(slot, UNKNOWN_POSITION))
+                    notices += self._lost(slot, {sent.batch for sent in slot.sent})
                 slot.clear()
                 slot.given_up.clear()
                 slot.worker = None
@@ -210,7 +215,7 @@ class DaskBackend:
 
     def joined(self) -> Sequence[Joined]:
         """Tell the slots that can take work at this moment."""
-        return [_joined(slot) for slot in self._slots if slot.worker is not None and not slot.given_up]
+        return [_joined(slot) for slot in self._slots if slot.can_work]
 
     # Batches
 
@@ -220,13 +225,19 @@ class DaskBackend:
             return  # workers keep nothing that they could be told to drop
         entry = self._slots[slot]
         assert entry.worker is not None, f"slot {slot} has no worker"
+        if entry.ending is not None:
+            entry.sent.append(Sent(batch.id, None, time.perf_counter()))
+            return  # it is about to be lost, with all that it has
         batch = self._lightened(batch, entry.worker)
         sources = self._values.sources(_segments(batch))
         if batch.id <= self._newest:
             self._n_series += 1  # another executor counts anew
         self._newest = batch.id
         key = f"forgepar-batch-{self._open_cluster.token}-{self._n_series}-{batch.id}"
-        order = dasksite.Order(self._open_cluster.token, slot, batch.id, key, self._era, self._run)
+        is_once = any(template.has_effects for template in batch.templates)
+        once = (entry.worker.address, entry.worker.pid) if is_once else None
+        token, series = self._open_cluster.token, self._n_series
+        order = dasksite.Order(token, slot, batch.id, series, key, once, self._era, self._run)
         future = self._client.submit(
             dasksite.run_batch,
             order,
@@ -264,21 +275,24 @@ class DaskBackend:
     def wait(self, timeout: float | None) -> list[Notice]:
         """Return what has happened, after at most ``timeout`` seconds if nothing does."""
         deadline = None if timeout is None else time.perf_counter() + timeout
-        notices, self._overheard = self._overheard, []
+        notices = list[Notice]()
         while True:
             try:
                 news = self._open_cluster.next(0.0 if notices else self._patience_until(deadline))
             except queue.Empty:
+                notices += self._give_up_silent()
                 if notices or (deadline is not None and time.perf_counter() >= deadline):
                     return notices
                 continue
-            if isinstance(news, Woken):
-                return notices
             notices += self._take(news)
+            if isinstance(news, Woken) or (isinstance(news, Heard) and news.kind == "limited"):
+                return notices
 
     def _patience_until(self, deadline: float | None) -> float | None:
         """Return how many seconds to wait at most; raise where there has been no worker for too long."""
         now = time.perf_counter()
+        ends = [slot.ending.until for slot in self._slots if slot.ending is not None]
+        deadline = min(ends if deadline is None else [deadline, *ends], default=None)
         left = None if deadline is None else max(0.0, deadline - now)
         if self._alone_since is None:
             return left
@@ -296,13 +310,13 @@ class DaskBackend:
                 return self._take_heard(news)
             case Came(worker, n_threads):
                 return self._take_came(worker, n_threads)
-            case Left(address):
-                return self._take_left(address)
+            case Left(address, visit):
+                return self._take_left(address, visit)
             case Refused():
                 warnings.warn(f"{news.message} It gets no work.", stacklevel=2)
                 return []
-            case Freed(number, batch):
-                return self._take_freed(self._slots[number], batch)
+            case Freed(number):
+                return [_joined(self._slots[number])] if self._slots[number].can_work else []
             case Failed(future):
                 return self._take_failed(future)
             case Woken():
@@ -316,16 +330,27 @@ class DaskBackend:
         if worker is None:
             return []  # it was given up
         worker.clock.heard(news.here, news.there)
-        return self._take_reply(worker, *news.content) if news.kind == "reply" else self._take_beat(*news.content)
+        match news.kind:
+            case "reply":
+                return self._take_reply(worker, *news.content)
+            case "beat":
+                return self._take_beat(worker, *news.content)
+            case "limited":
+                return self._take_limited(worker, *news.content)
+            case "ended":
+                return self._take_ended(worker, *news.content)
+            case "withdrawn":
+                return self._take_withdrawn(worker, *news.content)
+        return self._take_freed(worker, *news.content)
 
     def _take_reply(self, worker: Worker, fields: Sequence[Any], said: list[Any]) -> list[Notice]:
         reply = Reply._make(fields)
         slot = self._slots[reply.slot]
         if slot.worker is worker and reply.batch in slot.given_up:
-            return self._take_freed(slot, reply.batch)
+            return self._take_freed(worker, reply.batch)
         sent = next((sent for sent in slot.sent if sent.batch == reply.batch), None)
-        if sent is None or slot.worker is not worker:
-            return []  # Dask ran it again, for the values that it made
+        if sent is None or sent.batch in slot.answers or slot.worker is not worker:
+            return []  # it was given up, or answered before: Dask ran it again, for the values that it made
         worker.clock.sent(sent.at, memoryview(reply.marks).cast("d")[0])
         reply = reply._replace(marks=worker.clock.as_here(reply.marks))
         slot.last = slot.at.pop(reply.batch, slot.last)
@@ -334,16 +359,38 @@ class DaskBackend:
         slot.answers[reply.batch] = [*_told(slot, reply.batch, said), reply]
         return list(slot.in_order())
 
-    def _take_beat(self, positions: Sequence[dasksite.Position], said: Sequence[tuple[int, list[Any]]]) -> list[Notice]:
-        has = {sent.batch: slot for slot in self._slots for sent in slot.sent}
+    def _take_beat(
+        self, worker: Worker, positions: Sequence[dasksite.Position], said: Sequence[tuple[int, list[Any]]]
+    ) -> list[Notice]:
+        has = {sent.batch: slot for slot in self._slots if slot.worker is worker for sent in slot.sent}
         for batch, at, started in positions:
             if batch in has:
                 has[batch].at[batch] = has[batch].last = (at, started)
         return [told for batch, lines in said if batch in has for told in _told(has[batch], batch, lines)]
 
-    def _take_freed(self, slot: Slot, batch: int) -> list[Notice]:
+    def _take_limited(self, worker: Worker, number: int, limit: int, farthest: int) -> list[Notice]:
+        slot = self._slots[number]
+        if slot.worker is worker and limit == slot.n_limits:
+            slot.farthest = farthest
+        return []
+
+    def _take_withdrawn(self, worker: Worker, batch: int, is_barred: bool) -> list[Notice]:
+        """Answer for a batch that its worker never begins, and has not begun: its reply would have come before."""
+        slot = next((slot for slot in self._slots if slot.worker is worker and slot.has(batch)), None)
+        if slot is None or not is_barred or slot.ending is not None:
+            return []
+        sent = next(sent for sent in slot.sent if sent.batch == batch)
+        sent.future.release()
+        marks = array("d", [time.perf_counter()]).tobytes()
+        slot.answers[batch] = [Reply(slot.number, batch, 0, [], marks, None, True, 0.0, 0)]
+        return list(slot.in_order())
+
+    def _take_freed(self, worker: Worker, batch: int) -> list[Notice]:
+        slot = next((slot for slot in self._slots if slot.worker is worker and batch in slot.given_up), None)
+        if slot is None:
+            return []
         slot.given_up.discard(batch)
-        return [_joined(slot)] if slot.worker is not None and not slot.given_up else []
+        return [_joined(slot)] if slot.can_work else []
 
     def _take_failed(self, future: Any) -> list[Notice]:
         """Have a batch handed out again whose task of Dask's failed or was cancelled: no task of ours raised that."""
@@ -351,24 +398,72 @@ class DaskBackend:
         if slot is None:
             return []  # nobody waits for it
         fault = future.exception() if future.status == "error" else None
-        return [self._give_up(slot, UNKNOWN_POSITION)._replace(fault=fault)]
+        return self._end(slot, fault=fault, is_unknown=True)
 
-    def _lost(self, slot: Slot, position: int) -> Lost:
+    def _lost(self, slot: Slot, unsure: Collection[int]) -> list[Notice]:
+        """Return what tells that a slot is lost.
+
+        Args:
+            slot: which.
+            unsure: batches that may have begun, or gone on, without being heard of.
+        """
         assert slot.worker is not None
+        ending = slot.ending
+        at, fault, also = UNKNOWN_POSITION, None, list[int]()
+        if ending is not None:
+            fault = ending.fault
+        if ending is not None and not ending.is_unknown:
+            began_or_may = [sent.batch for sent in slot.sent if sent.batch in ending.running or sent.batch in unsure]
+            at = slot.mark[0] if began_or_may[:1] == [sent.batch for sent in slot.sent][:1] != [] else 0
+            also = [mark(batch, _LAST) if batch in unsure else slot.at[batch][0] for batch in began_or_may]
         began = slot.sent[0].at if slot.sent else 0.0
         if slot.sent and slot.sent[0].batch in slot.at:
             began = min(self.started(slot.number), time.perf_counter())
-        return Lost(slot.number, slot.worker.pid, None, position, began, None)
+        return [*slot.early(), Lost(slot.number, slot.worker.pid, None, at, began, fault, also=also)]
 
-    def _give_up(self, slot: Slot, position: int) -> Lost:
-        """Let a slot go on with what it has, unheard, and take its place among the others when it is rid of that."""
-        lost, worker = self._lost(slot, position), slot.worker
+    # Giving up: a slot is lost once its worker has said where it is, so that what it did before that counts.
+
+    def _end(self, slot: Slot, fault: BaseException | None = None, *, is_unknown: bool = False) -> list[Notice]:
+        """Have the worker of a slot end what that has, and say where it is."""
+        if slot.ending is not None or not slot.sent or slot.worker is None:
+            return []
+        ending = Ending(slot.mark, time.perf_counter() + _END_SECONDS, fault=fault, is_unknown=is_unknown)
+        ending.asked = {sent.batch for sent in slot.sent if sent.batch not in slot.answers}
+        slot.ending = ending
+        for batch in sorted(ending.asked):
+            self._open_cluster.order(slot.worker, ("end", batch))
+        return []
+
+    def _take_ended(self, worker: Worker, batch: int, mark: int, began: float) -> list[Notice]:
+        slot = next((slot for slot in self._slots if slot.worker is worker and slot.asks(batch)), None)
+        if slot is None:
+            # It was given up without an answer; this is the answer.
+            return [] if mark else self._take_freed(worker, batch)
+        ending = slot.ending
+        assert ending is not None
+        ending.asked.discard(batch)
+        if mark and slot.has(batch):  # else it ended, and its reply came before this
+            ending.running.add(batch)
+            slot.at[batch] = (mark, began)
+        return [] if ending.asked else self._give_up(slot)
+
+    def _give_up_silent(self) -> list[Notice]:
+        """Give up the slots whose workers do not say where they are."""
+        now = time.perf_counter()
+        late = [slot for slot in self._slots if slot.ending is not None and slot.ending.until <= now]
+        return [notice for slot in late for notice in self._give_up(slot)]
+
+    def _give_up(self, slot: Slot) -> list[Notice]:
+        """Let a slot go on with what runs, unheard, and take its place among the others when it is rid of that."""
+        ending, worker = slot.ending, slot.worker
+        assert ending is not None
         assert worker is not None
-        slot.given_up.update(batches := slot.clear())
-        cluster = self._open_cluster
-        for batch in batches:
-            cluster.order(worker, ("end", batch), partial(_free_unless, cluster, Freed(slot.number, batch)))
-        return lost
+        notices = self._lost(slot, ending.asked)
+        slot.given_up |= ending.running | ending.asked
+        slot.clear()
+        if slot.given_up and self._restarts and ending.fault is None:
+            self._open_cluster.restart(worker)
+        return [*notices, _joined(slot)] if slot.can_work else notices
 
     def rest(self) -> Sequence[Told]:
         """Return nothing: what tasks print comes in whole lines."""
@@ -398,18 +493,29 @@ class DaskBackend:
         """Return the mark of the task that the slot is at, as it was a tenth of a second ago or less."""
         return self._slots[slot].mark[0]
 
-    def may_be_at(self, slot: int) -> int:
-        """Return the farthest mark that the slot may have come to while it is limited."""
+    def may_be_at(self, slot: int) -> int | None:
+        """Return the farthest mark that the slot may have come to while it is limited; None: it has not said so yet."""
         entry = self._slots[slot]
-        limit, farthest = entry.agreed
-        return farthest if limit == entry.limit else max(entry.limit, farthest)
+        return None if entry.ending is not None else entry.farthest
 
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
         entry = self._slots[slot]
-        entry.limit = mark
+        entry.limit, entry.farthest = mark, None
+        entry.n_limits += 1
         if mark != NO_LIMIT and entry.worker is not None and entry.sent:
-            self._open_cluster.order(entry.worker, ("limit", slot, mark, self._newest), partial(entry.agree, mark))
+            order = ("limit", slot, entry.n_limits, self._n_series, mark, self._newest)
+            self._open_cluster.order(entry.worker, order)
+
+    def withdraw(self, slot: int) -> None:
+        """Have the slot answer early for the batches that it has not begun."""
+        entry = self._slots[slot]
+        if entry.worker is None or entry.ending is not None:
+            return
+        for sent in entry.sent:
+            if sent.batch not in entry.withdrawn:
+                entry.withdrawn.add(sent.batch)
+                self._open_cluster.order(entry.worker, ("withdraw", sent.batch))
 
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at."""
@@ -432,7 +538,7 @@ class DaskBackend:
     def renew(self, slot: int) -> None:
         """Go on with the same worker: to renew it is for whoever started it (``dask worker --lifetime``)."""
         self._slots[slot].n_given = 0
-        self._open_cluster.put(Freed(slot, _NO_BATCH))
+        self._open_cluster.put(Freed(slot))
 
     # Ending
 
@@ -442,13 +548,7 @@ class DaskBackend:
 
     def kill(self, slot: int) -> None:
         """Give up what a slot has; its thread goes on to the end of its task, or its worker is restarted."""
-        entry = self._slots[slot]
-        if (worker := entry.worker) is None or not entry.sent:
-            return
-        self._overheard.append(self._give_up(entry, entry.mark[0]))
-        self.wake()
-        if self._restarts:
-            self._open_cluster.restart(worker)
+        self._end(self._slots[slot])
 
 
 def _joined(slot: Slot) -> Joined:
@@ -458,11 +558,6 @@ def _joined(slot: Slot) -> Joined:
 
 def _told(slot: Slot, batch: int, said: Sequence[Any]) -> list[Told]:
     return [Told(slot.number, [Said(*one) for one in said], mark(batch, 0))] if said else []
-
-
-def _free_unless(cluster: Cluster, freed: Freed, runs: bool) -> None:
-    if not runs:
-        cluster.put(freed)
 
 
 def _segments(batch: Batch) -> Iterator[Segment]:

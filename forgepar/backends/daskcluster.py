@@ -3,6 +3,8 @@
 dispatcher's thread                        the client's loop
 Cluster.order, order_all ────────────────> one line of orders a worker ──> dasksite.obey
 Cluster.next <── queue <────────────────── events of sites, and who is there, four times a second
+
+That a worker is gone is heard as an event, too: so it comes behind all that the scheduler had from that worker.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import tempfile
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -50,9 +52,10 @@ class Refused(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A worker is there no longer."""
+    """A worker is there no longer, by the number of its visit: one that comes again has another."""
 
     address: str
+    visit: int
 
 
 class Heard(NamedTuple):
@@ -72,10 +75,9 @@ class Failed(NamedTuple):
 
 
 class Freed(NamedTuple):
-    """A slot is rid of a batch that was given up."""
+    """A slot can take work again."""
 
     slot: int
-    batch: int
 
 
 class Gone(NamedTuple):
@@ -128,15 +130,17 @@ class Worker:
     Attributes:
         address: Dask's name for it.
         pid: its process, on its machine.
+        visit: which of its stays at the cluster this is.
         clock: how its clock is set.
-        orders: what it is to be told next, each with what is to be called with the outcome; the loop's.
+        orders: what it is to be told next; the loop's.
         is_told: whether something is on the way to it; the loop's.
     """
 
     address: str
     pid: int
+    visit: int
     clock: Clock = field(default_factory=Clock)
-    orders: list[tuple[tuple[Any, ...], Callable[[Any], object] | None]] = field(default_factory=list)
+    orders: list[tuple[Any, ...]] = field(default_factory=list)
     is_told: bool = False
 
 
@@ -179,21 +183,26 @@ class Cluster:
     async def _watch(self) -> None:
         """Look who is there, and ask those who are new what they are; nobody waits for one that does not answer."""
         asked: dict[str, asyncio.Task[None]] = {}
+        visits: dict[str, int] = {}
+        n_visits = 0
         while True:
             try:
                 found = await self.client.scheduler.ncores()
+                for address in asked.keys() - found.keys():
+                    asked.pop(address).cancel()
+                    left = {"kind": "left", "worker": address, "visit": visits.pop(address)}
+                    await self.client.scheduler.log_event(topic=self._topic, msg=left)
             except Exception as error:
                 self._queue.put(Gone(error))
                 return
-            for address in asked.keys() - found.keys():
-                asked.pop(address).cancel()
-                self._queue.put(Left(address))
             for address, n_threads in found.items():
                 if address not in asked or (asked[address].done() and asked[address].exception() is not None):
-                    asked[address] = asyncio.ensure_future(self._meet(address, n_threads))
+                    n_visits += 1
+                    visits[address] = n_visits
+                    asked[address] = asyncio.ensure_future(self._meet(address, n_threads, n_visits))
             await asyncio.sleep(_LOOK_SECONDS * (1 + len(found) / 100))
 
-    async def _meet(self, address: str, n_threads: int) -> None:
+    async def _meet(self, address: str, n_threads: int, visit: int) -> None:
         """Ask a worker what it is.
 
         Raises:
@@ -212,7 +221,7 @@ class Cluster:
                 )
             )
             return
-        worker = Worker(address, answer[2])
+        worker = Worker(address, answer[2], visit)
         worker.clock.sent(before, answer[3])
         worker.clock.heard(time.perf_counter(), answer[3])
         self._queue.put(Came(worker, n_threads))
@@ -243,6 +252,9 @@ class Cluster:
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """Put the pieces of what a site tells together; in the client's loop."""
         told = event[1]
+        if told["kind"] == "left":
+            self._queue.put(Left(told["worker"], told["visit"]))
+            return
         key = (told["worker"], told["number"])
         pieces = self._pieces.setdefault(key, [])
         pieces.append(told["data"])
@@ -252,32 +264,25 @@ class Cluster:
 
     # Telling
 
-    def order(self, worker: Worker, order: tuple[Any, ...], then: Callable[[Any], object] | None = None) -> None:
+    def order(self, worker: Worker, order: tuple[Any, ...]) -> None:
         """Have a site do something, after what it was told before.
 
         Args:
             worker: whose.
-            order: see `dasksite.obey`.
-            then: is called in the client's loop with what came of it.
+            order: see `dasksite.obey`; what comes of it is told as an event.
         """
-        self.client.loop.add_callback(self._line_up, worker, order, then)
+        self.client.loop.add_callback(self._line_up, worker, order)
 
-    async def _line_up(self, worker: Worker, order: tuple[Any, ...], then: Callable[[Any], object] | None) -> None:
-        worker.orders.append((order, then))
+    async def _line_up(self, worker: Worker, order: tuple[Any, ...]) -> None:
+        worker.orders.append(order)
         if worker.is_told:
             return
         worker.is_told = True
         try:
             while worker.orders:
                 orders, worker.orders = worker.orders, []
-                told = [given for given, _ in orders]
-                answers = await self.client.run(
-                    dasksite.obey, self.token, told, workers=[worker.address], on_error="ignore"
-                )
                 # One that does not answer is gone, or will be told to be.
-                for (_, follow), done in zip(orders, answers.get(worker.address, ()), strict=False):
-                    if follow is not None:
-                        follow(done)
+                await self.client.run(dasksite.obey, self.token, orders, workers=[worker.address], on_error="ignore")
         finally:
             worker.is_told = False
 

@@ -3,7 +3,10 @@
     Dask task run_batch ──> Site.run ──> Worker.run ──Reply──> event of Dask's ──> DaskBackend.wait
                                             │ positions, what tasks say
                                             └──every 0.1 s──> event of Dask's ──> DaskBackend.wait
-    DaskBackend.limit, call_off, kill ──> obey
+    DaskBackend.limit, kill, withdraw ──> obey ──> what came of it ──> event of Dask's ──> DaskBackend.wait
+
+All that a site tells goes one way, in one order: what it answers to a limit never overtakes the reply of a batch that
+ended before it heard of the limit.
 
 Site     one caller's part of one Dask worker
 _Bench   runs one batch at a time; a Dask worker of several threads has several
@@ -31,6 +34,7 @@ from forgepar.backends.daskparts import Parts, SiteArena
 from forgepar.backends.output import STREAMS
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
+from forgepar.errors import RemoteError
 from forgepar.forking import fork_safe
 from forgepar.values.codec import is_segment
 from forgepar.version import __version__
@@ -38,6 +42,7 @@ from forgepar.version import __version__
 BEAT_SECONDS = 0.1  # between two looks at what runs
 _PIECE = 64 * 1024  # bytes of one event: the scheduler keeps the last 1000 of a topic for a while
 _MOST_SITES = 16  # callers whose unpickled functions a worker keeps
+_MOST_WITH_ORDERS = 256  # of those that it was told not to begin something; a caller that died never says that it left
 
 
 class Order(NamedTuple):
@@ -47,7 +52,10 @@ class Order(NamedTuple):
         token: names the caller.
         slot: the caller's number of the slot that it is for.
         batch: the batch's number.
+        series: of such numbers; another one counts anew.
         key: the task's own key.
+        once: the worker that alone may run it, its address and process; None: it may be run again elsewhere, where a
+            value that it made is lost.
         era: the caller calls off whole eras.
         run: how the run stood, see `contexts.RunProgress`.
     """
@@ -55,12 +63,20 @@ class Order(NamedTuple):
     token: str
     slot: int
     batch: int
+    series: int
     key: str
+    once: tuple[str, int] | None
     era: int
     run: tuple[int, int, int, int]
 
 
-# What a site tells, pickled: a reply and what was said until then; or where batches are, and what they said.
+# What a site tells, pickled, by its kind:
+#   "reply"      a reply, and what was said until then
+#   "beat"       where batches are, and what they said
+#   "limited"    slot, number of the limit, the farthest mark of the slot's batches that run
+#   "broken"     batch, which has no reply
+#   "ended"      batch, its mark and when that began; a mark of 0 where it does not run, and never will
+#   "withdrawn"  batch, whether it never will
 Position: TypeAlias = tuple[int, int, float]  # batch, mark, when that began by this process's clock
 
 
@@ -92,7 +108,11 @@ def probe() -> tuple[str, str, int, float]:
 
 
 def obey(token: str, orders: Sequence[tuple[Any, ...]], dask_worker: Any = None) -> list[Any]:
-    """Do what a caller wants of its site: (name of a method of `Site`, arguments ...), one after the other."""
+    """Do what a caller wants of its site: (name of a method of `Site`, arguments ...), one after the other.
+
+    Returns:
+        What the methods do. Nothing that the caller decides by: an answer may overtake what the site told before.
+    """
     site = _site(dask_worker, token)
     done = [getattr(site, name)(*arguments) for name, *arguments in orders]
     if ("close",) in orders:
@@ -116,8 +136,10 @@ def _site(worker: Any, token: str) -> Site:
         site = _sites.pop(key, None) or Site(worker, token)
         _sites[key] = site  # the last one asked for is the last one to go
         idle = [other for other, found in _sites.items() if not found.is_busy and other != key]
+        idle.sort(key=lambda other: _sites[other].has_orders)
         for other in idle[: max(0, len(_sites) - _MOST_SITES)]:
-            del _sites[other]
+            if not _sites[other].has_orders or len(_sites) > _MOST_WITH_ORDERS:
+                del _sites[other]
         return site
 
 
@@ -135,7 +157,8 @@ class Site:
         self._lock = threading.Lock()
         self._idle: list[_Bench] = []
         self._running: dict[int, _Bench] = {}
-        self._limits: dict[int, tuple[int, int]] = {}
+        self._telling = threading.Lock()
+        self._limits: dict[int, tuple[int, int, int]] = {}
         self._barred: set[int] = set()
         self._off_era = -1
         self._n_pieces = 0
@@ -146,8 +169,15 @@ class Site:
         """Whether a batch runs."""
         return bool(self._running)
 
+    @property
+    def has_orders(self) -> bool:
+        """Whether a batch may come that is not to begin."""
+        return bool(self._barred or self._limits)
+
     def run(self, order: Order, payload: bytes, inputs: Mapping[str, Parts]) -> Parts:
         """Run a batch, and tell the caller how it went."""
+        if order.once not in (None, (self._worker.address, os.getpid())):
+            raise RemoteError("a task with effects is not run again, though its worker, and so its value, was lost")
         bench = self._begin(order)
         try:
             if order.batch in self._barred:
@@ -159,6 +189,9 @@ class Site:
                 self._loosen(order.key)
             self._tell("reply", (tuple(reply), bench.voice.take()))
             return made
+        except BaseException:
+            self._tell("broken", (order.batch,))  # Dask tells why
+            raise
         finally:
             self._end(order, bench)
 
@@ -166,9 +199,11 @@ class Site:
         with self._lock:
             bench = self._idle.pop() if self._idle else _Bench(self._worker.local_directory)
             bench.begin(order, is_off=order.era <= self._off_era)
-            mark, last = self._limits.get(order.slot, (0, -1))
-            if order.batch <= last:
+            series, mark, last = self._limits.get(order.slot, (-1, 0, -1))
+            if order.series == series and order.batch <= last:
                 bench.words[LIMIT] = mark
+            else:
+                self._limits.pop(order.slot, None)  # none of those that it was for can come any more
             self._running[order.batch] = bench
             begins_to_beat = not self._is_beating
             self._is_beating = True
@@ -213,31 +248,34 @@ class Site:
                 told = positions
 
     def _tell(self, kind: str, content: tuple[Any, ...]) -> None:
-        """Send the caller an event, or several if it is long; Dask keeps their order."""
+        """Send the caller an event, or several if it is long; Dask keeps their order.
+
+        From whatever thread, they take the same way: what Dask's own thread sends at once would overtake what others
+        have lined up.
+        """
         data = pickle.dumps(content, protocol=5)
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
-        with self._lock:
+        with self._telling:
             self._n_pieces += 1
-            number = self._n_pieces
-        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-            event = {"kind": kind, "number": number, "left": left, "data": piece, "now": time.perf_counter()}
-            self._worker.log_event(self._topic, event)
+            for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                now = time.perf_counter()
+                event = {"kind": kind, "number": self._n_pieces, "left": left, "data": piece, "now": now}
+                self._worker.loop.add_callback(self._worker.log_event, self._topic, event)
 
     # What the caller wants
 
-    def limit(self, slot: int, mark: int, last: int) -> list[Position]:
+    def limit(self, slot: int, number: int, series: int, mark: int, last: int) -> None:
         """Forbid a slot to begin the task of this mark and what comes behind it, in batches up to ``last``.
 
-        Returns:
-            where its batches are, now that they know.
+        Its batches that run know when the caller hears where they are; of those that ended before, it has heard then.
         """
         with self._lock:
-            self._limits[slot] = (mark, last)
-            mine = {batch: bench for batch, bench in self._running.items() if bench.worker.slot == slot}
-            for batch, bench in mine.items():
-                if batch <= last:
-                    bench.words[LIMIT] = mark
-            return [(batch, *bench.look()) for batch, bench in mine.items()]
+            self._limits[slot] = (series, mark, last)
+            mine = [bench for batch, bench in self._running.items() if bench.worker.slot == slot and batch <= last]
+            for bench in mine:
+                bench.words[LIMIT] = mark
+            farthest = max((bench.look()[0] for bench in mine), default=0)
+            self._tell("limited", (slot, number, farthest))
 
     def call_off(self, era: int) -> None:
         """Let tasks of eras up to this one know, if they ask, that their run was called off."""
@@ -246,20 +284,25 @@ class Site:
             for bench in self._running.values():
                 bench.words[CALLED_OFF] = bench.era <= self._off_era
 
-    def end(self, batch: int) -> bool:
-        """Have a batch that runs end after its task, and one that does not run never begin.
-
-        Returns:
-            whether it runs.
-        """
+    def end(self, batch: int) -> None:
+        """Have a batch that runs end after its task, and one that does not run never begin."""
         with self._lock:
             bench = self._running.get(batch)
             if bench is None:
                 self._barred.add(batch)
-                return False
+                self._tell("ended", (batch, 0, 0.0))
+                return
             bench.words[CALLED_OFF] = 1
             bench.words[LIMIT] = 0
-            return True
+            self._tell("ended", (batch, *bench.look()))
+
+    def withdraw(self, batch: int) -> None:
+        """Have a batch that does not run never begin; one that does goes on."""
+        with self._lock:
+            runs = batch in self._running
+            if not runs:
+                self._barred.add(batch)
+            self._tell("withdrawn", (batch, not runs))
 
     def stack(self, batch: int) -> str:
         """Return where a batch's thread is, innermost call first."""

@@ -26,7 +26,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from forgepar.backends.base import Joined, Lost, Notice, Told
+from forgepar.backends.base import Joined, Lost, Notice, Told, Traits
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
 from forgepar.backends.parcel import Answer, Parcel, here, on_clock, run_parcel
 from forgepar.backends.wire import Batch, Reply, Template
@@ -129,6 +129,7 @@ class FuturesBackend:
 
     name = "futures"
     ends_workers = False
+    traits = Traits(tells_at_end=True)
 
     arena: Arena
 
@@ -323,7 +324,11 @@ class FuturesBackend:
         """Give up what a slot has; where the executor is ours and broken, the next batch has another one made."""
         now = time.perf_counter()
         started = min(slot.times[STARTED], now) if slot.words[POSITION] == position else now
-        lost = Lost(slot.number, slot.pid, None, position, started, error)
+        # Where nothing tells how far the batch was, it may have been at its end.
+        batch = slot.batch
+        is_unseen = batch is not None and slot.future is not None and not self._sees_all
+        also = (mark(batch.id, batch.n_tasks - 1),) if is_unseen and batch is not None else ()
+        lost = Lost(slot.number, slot.pid, None, position, started, error, also=also)
         executor = slot.executor
         if self._make is not None and isinstance(error, BrokenExecutor) and executor is self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -397,6 +402,12 @@ class FuturesBackend:
     def limit(self, slot: int, mark: int) -> None:
         """Forbid the slot to begin the task of this mark and whatever comes behind it."""
         self._slots[slot].words[LIMIT] = mark
+
+    def withdraw(self, slot: int) -> None:
+        """Have the slot answer early for the batch that its executor has not begun."""
+        future = self._slots[slot].future
+        if future is not None:
+            future.cancel()
 
     def started(self, slot: int) -> float:
         """Tell when the slot began the task that it is at.

@@ -2,7 +2,7 @@
 
     parent --- Batch ---> worker          tasks of one template
     parent <-- Hello ---- worker          once, on connecting
-    parent <-- Reply ---- worker          every 10 ms of work, and at the end of a batch
+    parent <-- Reply ---- worker          every 10 ms of work, and at the end of a batch; tasks with effects each
 
 No message is longer than MESSAGE_LIMIT: a longer one goes through a segment and the message names it. The socket buffer
 (208 KiB on Linux) then holds the two batches a worker may have waiting, so the parent never blocks in a send, and a
@@ -52,6 +52,7 @@ class Template(NamedTuple):
         timeout: seconds that an attempt may take; None: any number.
         owns: whether the tasks' arguments are private copies throughout, instead of views of memory that others read.
         parts: numbers of the parts of the caller's modules that its tasks need; None: all that were sent.
+        has_effects: whether its tasks change something outside of the run, so that each is reported as it ends.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Template(NamedTuple):
     timeout: float | None = None
     owns: bool = False
     parts: tuple[int, ...] | None = None
+    has_effects: bool = False
 
 
 class Batch(NamedTuple):

@@ -45,7 +45,7 @@ from forgepar.values.codec import ATOMIC, FIXED, Wire, decode, decode_own, encod
 from forgepar.values.fresh import is_frozen, renewing
 from forgepar.values.inplace import use
 
-REPLY_SECONDS = 0.010  # of work between replies: a death loses no more than this
+REPLY_SECONDS = 0.010  # of work between replies: what ended since the last one is run again after a death
 PREPARE_SECONDS = 60.0  # beyond its timeout, for what unpickling a task's function imports
 _SAMPLE_SECONDS = 0.001  # between two looks at what this process used: each takes a microsecond
 _THREAD_VARIABLES = (
@@ -154,6 +154,7 @@ class _Call(NamedTuple):
         timeout: seconds that an attempt may take.
         owns: whether arguments are private copies.
         parts: numbers of the parts of the caller's modules that it needs; None: all that were sent.
+        has_effects: whether each task is reported as it ends.
     """
 
     function: Callable[..., Any]
@@ -165,6 +166,7 @@ class _Call(NamedTuple):
     timeout: float | None
     owns: bool
     parts: tuple[int, ...] | None
+    has_effects: bool
 
 
 class Worker:
@@ -284,6 +286,8 @@ class Worker:
         now = clock()  # what was imported for the tasks is not their time
         marks, values, first = array("d", (now,)), list[Wire](), 0
         step = REPLY_SECONDS if self._reply_seconds is None else self._reply_seconds
+        if self._calls[batch.template].has_effects and self._reply_seconds is None:
+            step = 0.0  # a reply a task: what ended is never to be run again
         due, last = now + step, here + batch.n_tasks - 1
         failure: Failure | None = None
         for here, row in enumerate(rows, here):  # noqa: B020  (it goes on counting)
@@ -434,7 +438,16 @@ class Worker:
             function = _raiser(error)
         is_direct = not shared and not layout.keywords and max(layout.kinds, default=0) < NESTED
         return _Call(
-            function, layout, shared, renewed, is_direct, template.base, template.timeout, template.owns, template.parts
+            function,
+            layout,
+            shared,
+            renewed,
+            is_direct,
+            template.base,
+            template.timeout,
+            template.owns,
+            template.parts,
+            template.has_effects,
         )
 
     def _take_in(self, values: Sequence[Wire]) -> list[Wire]:
