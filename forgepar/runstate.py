@@ -198,10 +198,14 @@ class RunState:
         Raises:
             SecondOutcome: one of them is not handed out.
         """
-        self._check_out(tasks)
-        self._out -= len(tasks)
-        self._unsettled -= len(tasks)
-        self._mark(tasks, _COMPLETED)
+        n_tasks = len(tasks)
+        if n_tasks == 1 and type(tasks) is range and self._bytes[tasks.start] == _RUNNING:
+            self._bytes[tasks.start] = _COMPLETED  # the same in half a microsecond less
+        else:
+            self._check_out(tasks)
+            self._mark(tasks, _COMPLETED)
+        self._out -= n_tasks
+        self._unsettled -= n_tasks
         return [] if self.halted else self._order.settle(tasks)
 
     def failed(self, task: int, *, may_retry: bool = True) -> list[Effect]:

@@ -176,6 +176,49 @@ def test_what_a_killed_worker_ran_is_run_again(executor, wf, tmp_path):
     assert len(kinds(result, events.WorkflowWorkerJoined)) >= 2
 
 
+def test_a_task_with_effects_runs_again_only_as_its_retries_say(executor, wf, tmp_path):
+    wait_for_workers(executor)
+
+    def die_once(folder):
+        (folder / f"begun-{fp.context().attempt}").touch(exist_ok=False)
+        if fp.context().attempt == 1:
+            os._exit(3)
+        return fp.context().attempt
+
+    for retries in (0, 1):
+        folder = tmp_path / str(retries)
+        folder.mkdir()
+        run = fp.Workflow()
+        handle = run.add(fp.task(die_once).options(effects=True, retries=retries), folder)
+        if retries:
+            assert executor.run(run, rollback="none")[handle] == 2
+        else:
+            with pytest.raises(fp.WorkflowFailed) as caught:
+                executor.run(run, rollback="none")
+            assert isinstance(caught.value.exceptions[0], fp.WorkerDied)
+        assert len(list(folder.iterdir())) == 1 + retries
+    wait_for_workers(executor)
+
+
+def test_a_run_does_not_wait_for_a_worker_that_takes_up_nothing(executor, client, wf):
+    wait_for_workers(executor)
+    paused = executor._backend.joined()[0].address
+
+    def set_status(status, dask_worker):
+        from distributed.core import Status
+
+        dask_worker.status = Status[status]
+
+    client.run(set_status, "paused", workers=[paused])
+    try:
+        level = wf.map(identity, range(40))
+        result = executor.run(wf, timeout=60.0)
+        assert result[level] == list(range(40))
+        assert result.wall_seconds < 30.0
+    finally:
+        client.run(set_status, "running", workers=[paused])
+
+
 @pytest.mark.slow
 def test_a_task_under_which_worker_after_worker_is_lost_fails_and_no_other(executor, wf):
     wait_for_workers(executor)
