@@ -30,6 +30,7 @@ class Claims:
         self._stall_seconds, self._claim_seconds = traits.stall_seconds, traits.claim_seconds
         # Where the way to a slot is long, what it tells of a limit comes late: None until then.
         self._may_be_at: Callable[[int], int | None] = getattr(backend, "may_be_at", backend.position)
+        self._is_far = hasattr(backend, "may_be_at")
         self._asked: dict[int, float] = {}  # slots that were limited and not claimed from yet, and since when
         self._flights = flights
         self._pids = pids
@@ -47,7 +48,7 @@ class Claims:
         """
         if self._asked:
             return self._claim_seconds
-        stalls = not is_over and self._some_slot_idles() and any(map(_n_unbegun, self._flights))
+        stalls = not is_over and self._some_slot_idles() and self._some_are_unbegun()
         return self._stall_seconds if stalls else None
 
     def step(self, *, is_wanted: bool) -> Iterator[tuple[Flight, int, int]]:
@@ -67,7 +68,11 @@ class Claims:
             return
         now = time.perf_counter()
         for slot, has in enumerate(self._flights):
-            if not self.is_limited(slot) and _n_unbegun(has) and now - has[0].since > self._stall_seconds:
+            if (
+                not self.is_limited(slot)
+                and (_n_unbegun(has) or self._waits(slot))
+                and now - has[0].since > self._stall_seconds
+            ):
                 self._limit_here(slot)
                 self._asked[slot] = now
 
@@ -90,6 +95,20 @@ class Claims:
     def _limit(self, slot: int, at: int) -> None:
         self._limits[slot] = at
         self._backend.limit(slot, at)
+
+    def _some_are_unbegun(self) -> bool:
+        if any(map(_n_unbegun, self._flights)):
+            return True
+        return self._is_far and any(
+            not self.is_limited(slot) and self._waits(slot) for slot in range(len(self._flights))
+        )
+
+    def _waits(self, slot: int) -> bool:
+        """Tell whether a slot that is far away has not been seen to begin what it has: that may run elsewhere."""
+        has = self._flights[slot]
+        if not self._is_far or not has or has[0].n_done >= has[0].n_own:
+            return False
+        return unmark(self._backend.position(slot))[0] < has[0].id
 
     def _some_slot_idles(self) -> bool:
         if all(self._flights):

@@ -200,23 +200,25 @@ def test_a_task_with_effects_runs_again_only_as_its_retries_say(executor, wf, tm
     wait_for_workers(executor)
 
 
-def test_a_run_does_not_wait_for_a_worker_that_takes_up_nothing(executor, client, wf):
+def test_a_run_does_not_wait_for_a_worker_that_takes_up_nothing(executor, client, wf, tmp_path):
     wait_for_workers(executor)
-    paused = executor._backend.joined()[0].address
 
-    def set_status(status, dask_worker):
-        from distributed.core import Status
+    def occupy(folder):
+        (folder / "occupied").touch()
+        wait_for(folder / "over")
 
-        dask_worker.status = Status[status]
-
-    client.run(set_status, "paused", workers=[paused])
+    busy = client.submit(occupy, tmp_path, workers=[executor._backend.joined()[0].address], pure=False)
+    wait_for(tmp_path / "occupied")
     try:
         level = wf.map(identity, range(40))
         result = executor.run(wf, timeout=60.0)
-        assert result[level] == list(range(40))
-        assert result.wall_seconds < 30.0
     finally:
-        client.run(set_status, "running", workers=[paused])
+        (tmp_path / "over").touch()
+    assert result[level] == list(range(40))
+    assert result.wall_seconds < 30.0
+    assert not kinds(result, events.WorkflowDeadlockTimeout)
+    assert not kinds(result, events.WorkflowWorkerDied)
+    busy.result()
 
 
 @pytest.mark.slow
