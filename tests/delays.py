@@ -245,7 +245,7 @@ def check_result(result, begun, kind=""):
         n_done = told[f"WorkflowTaskCompleted {record.name}"]
         if record.status == "completed":
             assert result[record.name] == record.name, (record, result[record.name], kind)
-            assert (n_done, tries[record.name]) == (1, record.attempt)
+            assert (n_done, tries[record.name]) == (1, record.attempt), (record, kind)
         else:
             assert (record.status, n_done) == ("cancelled", 0)
             assert tries[record.name] <= max(record.attempt, 1)
