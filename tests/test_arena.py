@@ -388,9 +388,7 @@ from forgepar.values import folders
 folders._MEMORY = folders.Path(sys.argv[1])
 os.environ["TMPDIR"] = sys.argv[2]
 arena = folders.open_arena()
-if "fork" in sys.argv and os.fork() == 0:
-    pass
-else:
+if "fork" not in sys.argv or os.fork() == 0:  # in the child, once its copies are closed
     print(arena.place.folder, arena.place.spill_folder, flush=True)
 signal.pause()
 """
