@@ -442,8 +442,8 @@ def test_two_interrupts_end_a_program(seed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1000, 1500, 50))
+@pytest.mark.parametrize("first", range(1000, 1500, 25))
 def test_many_double_interrupts_end_a_program(first, tmp_path):
-    for seed in range(first, first + 50):
+    for seed in range(first, first + 25):
         code, errors = interrupt_twice(seed, tmp_path)
         assert code in INTERRUPTED, (seed, errors)
