@@ -121,7 +121,7 @@ class WorkflowExecutor:
         self._runs = itertools.count()
         self._batches = itertools.count(1)
         self._guard = Guard()
-        # Closing the backend, at the end of the program, waits for the run; so does whoever runs in another thread.
+        # Closing the backend, at the end of the program, waits for the run; so does a run in another thread.
         self._lock = getattr(self._backend, "lock", None) or fork_safe(threading.RLock())
         self._owner: int | None = None  # the process that opened the backend
         self._runs_in: int | None = None  # the thread that a run goes in

@@ -86,7 +86,7 @@ def free_all_locks() -> None:
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _alone: set[int] = set()
-no_forks = fork_safe(threading.RLock())  # whoever holds it has the forks of other threads wait
+no_forks = fork_safe(threading.RLock())  # while a thread holds it, forks in other threads wait
 _waited = threading.local()
 
 

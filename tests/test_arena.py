@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unsharing import unshared
 
 from forgepar import lifelocks
 from forgepar.errors import ArenaFull
@@ -476,17 +477,6 @@ def test_a_forked_child_removes_nothing_of_its_parents(roots):
     assert mine.folder.is_dir()
     assert Path(mine.place.spill_folder).is_dir()
     remove_arena(mine)
-
-
-def unshared():
-    """What starts a program in a PID namespace of its own; skip where that is not allowed."""
-    for options in (["--pid"], ["--user", "--map-root-user", "--pid"]):
-        command = ["unshare", *options, "--fork", "--kill-child"]
-        with contextlib.suppress(OSError):
-            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
-                return command
-    pytest.skip("this system lets nobody make a PID namespace here")
-    raise AssertionError
 
 
 def test_an_owner_of_another_pid_namespace_is_not_swept(owners):

@@ -12,6 +12,7 @@ import textwrap
 import threading
 
 import pytest
+from unsharing import unshared
 
 import forgepar as fp
 from forgepar import lifelocks
@@ -73,16 +74,6 @@ def wait_until(condition):
 def status(store):
     with fp.Store.open(store) as opened:
         return opened.runs()[-1].status
-
-
-def unshared():
-    for options in (["--pid"], ["--user", "--map-root-user", "--pid"]):
-        command = ["unshare", *options, "--fork", "--kill-child"]
-        with contextlib.suppress(OSError):
-            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
-                return command
-    pytest.skip("this system lets nobody make a PID namespace here")
-    raise AssertionError
 
 
 def test_a_run_of_another_pid_namespace_goes_until_it_is_killed(store, start):

@@ -349,9 +349,10 @@ def connected(given: Any) -> Any:
 def local_cluster(n_workers: int) -> Iterator[Any]:
     """Start a cluster on this machine, for this process alone: one thread per worker.
 
-    A port of the loopback interface is open to every user of the machine, and a Dask scheduler runs the code of whoever
-    connects. So all parts authenticate each other by TLS, with a certificate that exists only in their memory. The HTTP
-    servers, which know no authentication, serve no page, and workers keep their files in a folder of this user.
+    A port of the loopback interface is open to every user of the machine, and a Dask scheduler runs the code of every
+    client that connects. So all parts authenticate each other by TLS, with a certificate that exists only in their
+    memory. The HTTP servers, which know no authentication, serve no page, and workers keep their files in a folder of
+    this user.
 
     Args:
         n_workers: how many processes.

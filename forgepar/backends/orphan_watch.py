@@ -118,7 +118,7 @@ def _trees(pids: dict[int, str]) -> set[int]:
     children: dict[int, list[int]] = {}
     try:
         running = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
-    except OSError:  # nobody tells whose children processes are
+    except OSError:  # this system does not tell the parents of processes
         running = []
     for pid in running:
         fields = _stat_of(pid)

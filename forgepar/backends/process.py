@@ -97,7 +97,7 @@ class ProcessBackend:
             are quicker for it. Beside other programs that want all cores, long tasks may be slower for it.
 
     Attributes:
-        lock: held by whoever runs tasks on the workers, from before `open` until they are done, and to close.
+        lock: held by the thread that runs tasks on the workers, from before `open` until they are done, and to close.
 
     Example:
         >>> backend = ProcessBackend(2)

@@ -142,7 +142,7 @@ def _folder(is_strict: bool) -> str:
 def _folder_reader() -> Callable[[], object]:
     """Return what reads the working directory without giving up the interpreter's lock.
 
-    `os.getcwd` does, and so has whoever submits wait for the thread that ships jobs, 10 us at each submission. What is
+    `os.getcwd` does, so that a thread that submits jobs waits for the one that ships them, 10 us each time. What is
     returned is for comparing alone; of a deleted folder it is None, or another text than before.
     """
     ctypes = sys.modules.get("ctypes")  # numpy has loaded it
