@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import types
 import warnings
 
 import numpy as np
@@ -20,7 +21,7 @@ from test_backends import Contract, add, fail, identity  # noqa: E402
 
 import forgepar as fp  # noqa: E402
 from forgepar import events  # noqa: E402
-from forgepar.backends import daskcluster  # noqa: E402
+from forgepar.backends import daskcluster, dasksite  # noqa: E402
 from forgepar.backends.daskparts import ClusterArena  # noqa: E402
 from forgepar.cli import main  # noqa: E402
 
@@ -556,3 +557,17 @@ def test_clocks_that_drift_follow_the_newest_bound():
     clock.heard(101.0, 0.0)
     clock.heard(190.0, 100.0)
     assert clock.offset == 90.0
+
+
+def test_a_caller_has_one_site_on_a_worker_as_long_as_it_is_in_use(monkeypatch):
+    """Two would not know what runs on each other: each would bar, as not begun, what the other is at."""
+    monkeypatch.setattr(dasksite, "_MOST_SITES", 1)
+    monkeypatch.setattr(dasksite, "_sites", {})
+    worker = types.SimpleNamespace(address="tcp://somewhere")
+    with dasksite._site(worker, "mine") as site:
+        for n in range(3):
+            dasksite.obey(f"another's-{n}", [], worker)
+        with dasksite._site(worker, "mine") as found:
+            assert found is site
+    dasksite.obey("another's", [], worker)
+    assert [token for _, token in dasksite._sites] == ["another's"]

@@ -61,3 +61,8 @@ def test_runs_on_a_cluster(tmp_path):
 @pytest.mark.filterwarnings("ignore:what runs on worker")
 def test_many_runs_far_away_through_futures(tmp_path):
     assert through_futures(tmp_path, 250, 25, 2.0).total() == 250
+
+
+@pytest.mark.slow
+def test_many_runs_on_a_cluster_far_away(tmp_path):
+    assert through_dask(tmp_path, 250, 25, 2.0, holds=True).total() == 250

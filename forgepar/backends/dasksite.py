@@ -24,8 +24,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias
 
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
@@ -99,7 +99,8 @@ def run_batch(order: Order, payload: bytes, sources: Sequence[str], *parts: Part
     """
     from distributed import get_worker
 
-    return _site(get_worker(), order.token).run(order, payload, dict(zip(sources, parts, strict=True)))
+    with _site(get_worker(), order.token) as site:
+        return site.run(order, payload, dict(zip(sources, parts, strict=True)))
 
 
 def probe() -> tuple[str, str, int, float]:
@@ -113,10 +114,11 @@ def obey(token: str, orders: Sequence[tuple[Any, ...]], dask_worker: Any = None)
     Returns:
         What the methods do. Nothing that the caller decides by: an answer may overtake what the site told before.
     """
-    site = _site(dask_worker, token)
-    done = [getattr(site, name)(*arguments) for name, *arguments in orders]
+    with _site(dask_worker, token) as site:
+        done = [getattr(site, name)(*arguments) for name, *arguments in orders]
     if ("close",) in orders:
-        _sites.pop((dask_worker.address, token), None)
+        with _sites_lock:
+            _sites.pop((dask_worker.address, token), None)
     return done
 
 
@@ -130,17 +132,27 @@ _sites: dict[tuple[str, str], Site] = {}
 _sites_lock = fork_safe(threading.RLock())
 
 
-def _site(worker: Any, token: str) -> Site:
+@contextmanager
+def _site(worker: Any, token: str) -> Iterator[Site]:
+    """Have the one site that a caller has on a worker; it is not forgotten while it is in use.
+
+    Two of them would not know of each other's batches: what runs on one does not run for the other.
+    """
     with _sites_lock:
         key = (worker.address, token)
         site = _sites.pop(key, None) or Site(worker, token)
         _sites[key] = site  # the last one asked for is the last one to go
-        idle = [other for other, found in _sites.items() if not found.is_busy and other != key]
+        site.n_users += 1
+        idle = [other for other, found in _sites.items() if not found.n_users]
         idle.sort(key=lambda other: _sites[other].has_orders)
         for other in idle[: max(0, len(_sites) - _MOST_SITES)]:
             if not _sites[other].has_orders or len(_sites) > _MOST_WITH_ORDERS:
                 del _sites[other]
-        return site
+    try:
+        yield site
+    finally:
+        with _sites_lock:
+            site.n_users -= 1
 
 
 class Site:
@@ -149,9 +161,13 @@ class Site:
     Args:
         worker: the `distributed.Worker`.
         token: names the caller.
+
+    Attributes:
+        n_users: how many threads run a batch or obey an order on it.
     """
 
     def __init__(self, worker: Any, token: str) -> None:
+        self.n_users = 0
         self._worker = worker
         self._topic = topic_of(token)
         self._lock = threading.Lock()
@@ -163,11 +179,6 @@ class Site:
         self._off_era = -1
         self._n_pieces = 0
         self._is_beating = False
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a batch runs."""
-        return bool(self._running)
 
     @property
     def has_orders(self) -> bool:
