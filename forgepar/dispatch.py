@@ -65,7 +65,7 @@ from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.standing import error_text
 from forgepar.values.codec import Wire, decode, encode, is_segment
-from forgepar.watch import GOES_ON, Sentence, Watch
+from forgepar.watch import GOES_ON, LONGEST_SLEEP_SECONDS, Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 # A batch of at most twice what batches aim at: behind it a second one saves its round trip, else 1 % at most.
@@ -442,7 +442,7 @@ class Dispatcher:
             next_look = min(next_look, self._display.look_at)
         if next_look == math.inf:
             return patience
-        left = max(0.0, next_look - time.perf_counter())
+        left = min(max(0.0, next_look - time.perf_counter()), LONGEST_SLEEP_SECONDS)
         return left if patience is None else min(left, patience)
 
     # Outcomes

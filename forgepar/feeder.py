@@ -42,7 +42,7 @@ from forgepar.supply import JobFlight, Supply
 from forgepar.values.arena import Arena
 from forgepar.values.codec import is_segment
 from forgepar.values.segment import Segment
-from forgepar.watch import Sentence
+from forgepar.watch import LONGEST_SLEEP_SECONDS, Sentence
 
 _MOST_NUMBER = 1 << 31  # a message holds numbers of tasks as int32
 
@@ -233,7 +233,7 @@ class Feeder:
             next_look = min(next_look, self._watch.next_look())
         if next_look == math.inf:
             return patience
-        left = max(0.0, next_look - time.perf_counter())
+        left = min(max(0.0, next_look - time.perf_counter()), LONGEST_SLEEP_SECONDS)
         return left if patience is None else min(left, patience)
 
     def _take_in(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -16,12 +17,19 @@ from forgepar.machine import as_bytes
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_LONGEST_WAIT_SECONDS = 1e9  # thirty years; sums of times keep their fractions of a second
 _OWN_RETRIES = 3  # of this package's own functions, after the death of a worker
 _PLAIN = {types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    """Tell whether a value is a number that a float can stand for: no truth value, not nan, not beyond its range."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(float(value))
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,10 @@ class Backoff:
         seconds: before the second attempt.
         factor: each wait is so many times the one before.
         jitter: share of the wait, 0 to 1, that chance adds or takes away; the run's seed decides.
-        most_seconds: no wait is longer.
+        most_seconds: no wait is longer, whatever chance adds.
+
+    Raises:
+        WorkflowError: a field is out of its range.
 
     Example:
         >>> Backoff(0.5).wait_seconds(3)
@@ -46,16 +57,21 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name in ("seconds", "factor", "most_seconds"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
-                raise WorkflowError(f"Backoff({name}={getattr(self, name)!r}) is no wait. Give a number from 0.")
+            value = getattr(self, name)
+            is_endless = name != "most_seconds" and value == math.inf
+            if not _is_number(value) or value < 0 or is_endless:
+                raise WorkflowError(f"Backoff({name}={value!r}) is no wait. Give a number from 0.")
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise WorkflowError(f"Backoff(jitter={self.jitter!r}) is no share. Give a number from 0 to 1.")
 
     def wait_seconds(self, attempt: int, chance: float = 0.5) -> float:
         """Return the wait after an attempt, counted from 1; `chance` is from 0 to 1."""
-        return min(self.seconds * self.factor ** (attempt - 1), self.most_seconds) * (
-            1 + self.jitter * (2 * chance - 1)
-        )
+        most = min(self.most_seconds, _LONGEST_WAIT_SECONDS)
+        try:
+            wait = min(self.seconds * float(self.factor) ** (attempt - 1), most)
+        except OverflowError:
+            wait = most if self.seconds else 0.0
+        return float(min(wait * (1 + self.jitter * (2 * chance - 1)), most))
 
 
 @dataclass(frozen=True, slots=True)

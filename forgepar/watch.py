@@ -19,6 +19,7 @@ from forgepar.plan import Plan, Tasks
 from forgepar.runstate import RunPolicy
 
 GOES_ON = "its thread cannot be ended from outside, and its slot gets no work until it returns"
+LONGEST_SLEEP_SECONDS = 86400.0  # system calls refuse times that a user may well give: 1e300
 TERM_SECONDS = 0.5  # from asking a worker to end, which lets a task's own handler clean up, to ending it
 _SECOND_LOOK_SECONDS = 0.001  # a mark and a start are two words: one look may see them a task apart
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 import forgepar as fp
 from forgepar.backends.board import mark
@@ -146,6 +148,34 @@ def test_chance_in_a_wait_comes_from_the_seed():
 )
 def test_waits_grow_by_the_factor_to_the_most(backoff, waits):
     assert [backoff.wait_seconds(attempt) for attempt in (1, 2, 3, 4)] == waits
+
+
+NUMBERS = st.one_of(st.floats(0.0, allow_nan=False, allow_infinity=False), st.integers(0, 2**1000))
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(
+    NUMBERS,
+    NUMBERS,
+    st.floats(0.0, 1.0),
+    st.one_of(NUMBERS, st.just(math.inf)),
+    st.integers(1, 10**30),
+    st.floats(0.0, 1.0),
+)
+@hypothesis.example(0.0, 2.0, 0.0, 300.0, 1101, 0.5)
+@hypothesis.example(1.0, 10.0, 0.0, math.inf, 310, 0.5)
+@hypothesis.example(1.0, 2.0, 1.0, 300.0, 10, 1.0)
+@hypothesis.example(0.0, 10.0, 1.0, math.inf, 10**6, 0.0)
+def test_no_numbers_make_a_wait_that_is_none(seconds, factor, jitter, most_seconds, attempt, chance):
+    wait = fp.Backoff(seconds, factor, jitter, most_seconds).wait_seconds(attempt, chance)
+    assert 0.0 <= wait <= min(most_seconds, 1e9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 10**400, "1", True, None])
+@pytest.mark.parametrize("name", ["seconds", "factor"])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(fp.WorkflowError, match=rf"Backoff\({name}="):
+        fp.Backoff(**{"seconds": 1.0, name: value})
 
 
 # The run as a whole
