@@ -23,6 +23,7 @@ import forgepar as fp  # noqa: E402
 from forgepar import events  # noqa: E402
 from forgepar.backends import daskcluster, dasksite  # noqa: E402
 from forgepar.backends.daskparts import ClusterArena  # noqa: E402
+from forgepar.backends.daskslots import Sent, Slot  # noqa: E402
 from forgepar.cli import main  # noqa: E402
 
 restore_exceptions()
@@ -571,3 +572,16 @@ def test_a_caller_has_one_site_on_a_worker_as_long_as_it_is_in_use(monkeypatch):
             assert found is site
     dasksite.obey("another's", [], worker)
     assert [token for _, token in dasksite._sites] == ["another's"]
+
+
+def test_a_batch_answered_before_an_earlier_one_is_not_lost_with_its_future():
+    """It is released once it is answered, which Dask tells as its being cancelled."""
+    backend = object.__new__(fp.DaskBackend)
+    slot = Slot(0, daskcluster.Worker("tcp://somewhere", 1, 1))
+    futures = [types.SimpleNamespace(status=status) for status in ("pending", "cancelled")]
+    slot.sent.extend(Sent(batch, future, 0.0) for batch, future in enumerate(futures, 1))
+    slot.answers[2] = []
+    backend._slots = [slot]
+    assert backend._take_failed(futures[1]) == []
+    assert slot.ending is None
+    assert slot.waits_for(futures[0])

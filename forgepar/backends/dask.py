@@ -393,10 +393,13 @@ class DaskBackend:
         return [_joined(slot)] if slot.can_work else []
 
     def _take_failed(self, future: Any) -> list[Notice]:
-        """Have a batch handed out again whose task of Dask's failed or was cancelled: no task of ours raised that."""
-        slot = next((slot for slot in self._slots if any(sent.future is future for sent in slot.sent)), None)
+        """Have a batch handed out again whose task of Dask's failed or was cancelled: no task of ours raised that.
+
+        A batch that is answered, and waits for an earlier one, was cancelled here: nobody needs its future any more.
+        """
+        slot = next((slot for slot in self._slots if slot.waits_for(future)), None)
         if slot is None:
-            return []  # nobody waits for it
+            return []
         fault = future.exception() if future.status == "error" else None
         return self._end(slot, fault=fault, is_unknown=True)
 

@@ -102,6 +102,10 @@ class Slot:
         """Tell whether a batch is one of its own that is not answered, whatever was told of it out of order."""
         return batch not in self.answers and any(sent.batch == batch for sent in self.sent)
 
+    def waits_for(self, future: Any) -> bool:
+        """Tell whether a future is that of a batch that is not answered."""
+        return any(sent.future is future and sent.batch not in self.answers for sent in self.sent)
+
     def clear(self) -> None:
         """Forget what it has."""
         for sent in self.sent:
