@@ -1,25 +1,28 @@
 """The command line: ``forgepar COMMAND``, as ``forgepar --help`` tells; each command is in a room of `commands`.
 
-Exit codes: 0 done, 1 a task failed, 2 bad usage or a bad workflow, 130 interrupted. Results go to standard output, all
-else to standard error; a traceback is printed only of the user's own code.
+Exit codes: 0 done; 1 a task failed, or results cannot be written; 2 bad usage or a bad workflow; 130 interrupted; 141
+whoever read the results, as ``head`` does, went away before the last. Results go to standard output, all else to
+standard error; a traceback is printed only of the user's own code.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import forgepar
 from forgepar.commands import completing, graphs, reports, running, stores, watching
-from forgepar.commands.base import BAD_USAGE, DONE, INTERRUPTED, Parser, add_volume, complain
+from forgepar.commands.base import BAD_USAGE, INTERRUPTED, READER_GONE, TASK_FAILED, Parser, add_volume, complain
 from forgepar.errors import MissingResult, StoreError, WorkerStartFailed, WorkflowError
 from forgepar.escaping import escaped
+from forgepar.machine import hold_standard_descriptors
 
 _ROOMS = (running, graphs, stores, reports, watching, completing)  # in the order in which help tells their commands
 _EXAMPLES = """examples:
@@ -48,23 +51,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if "command" not in arguments:
-        parser.print_help(sys.stderr)
-        raise SystemExit(BAD_USAGE)
-    arguments.parser = parser
+    with _streams():
+        try:
+            return _flushed(_main(argv))
+        except SystemExit as end:  # of argparse
+            raise SystemExit(_flushed(end.code if isinstance(end.code, int) else BAD_USAGE)) from None
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if "command" not in arguments:
+            parser.print_help(sys.stderr)
+            raise SystemExit(BAD_USAGE)
+        arguments.parser = parser
         with _escaping_warnings(), _logging(arguments.verbose):
             code: int = arguments.command(arguments)
+            return code
     except (WorkflowError, WorkerStartFailed, StoreError, MissingResult, ValueError) as error:
         return complain(error)
-    except BrokenPipeError:  # who read the output, as `head` does, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return DONE
+    except BrokenPipeError:
+        return READER_GONE
+    except OSError as error:  # of writing what it has to tell, or of a file that it needs
+        complain(error)
+        return TASK_FAILED
     except KeyboardInterrupt:
         complain("interrupted; the workers are ended")
         return INTERRUPTED
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Have streams that take any text: what their encoding lacks as escapes, and nowhere where there are none."""
+    hold_standard_descriptors()
+    before = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w")))  # noqa: PTH123
+            elif isinstance(stream, io.TextIOWrapper):
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def _flushed(code: int) -> int:
+    """Write what is still to be written; return the exit code, another one in place of 0 where that cannot be done."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or READER_GONE
+        except (OSError, ValueError) as error:
+            if stream is sys.stdout:
+                complain(f"results cannot be written to standard output: {error}")
+            code = code or TASK_FAILED
+        else:
+            continue
+        with suppress(OSError, ValueError):  # else Python tries it once more at its end, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 

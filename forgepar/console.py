@@ -1,9 +1,14 @@
-"""What tasks print, log and warn of, shown by the process that runs the workflow, whole lines at a time."""
+"""What tasks print, log and warn of, shown by the process that runs the workflow, whole lines at a time.
+
+Nothing that is to be shown ends a run: a stream that is full, closed or absent, one that lacks a character, a reader
+that has gone, a function, a logging handler or a hook for warnings that raises.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import sys
 import warnings
@@ -15,8 +20,10 @@ from typing import Literal, TextIO, TypeAlias
 
 from forgepar.backends.output import LOG, PROGRESS, STDERR, STREAMS, UNKNOWN_TASK, WARNING, Said
 from forgepar.contexts import inside
-from forgepar.escaping import escaped_line, escaped_output
+from forgepar.errors import WrongProcess, text_of
+from forgepar.escaping import escaped_line, escaped_output, write_text
 from forgepar.plan import Plan
+from forgepar.sinks import report
 
 _MOST_ERRORS = 20  # lines of stderr that are remembered of each slot, for when its worker dies
 
@@ -49,7 +56,7 @@ class Escaping:
     def __call__(self, line: OutputLine) -> None:
         """Write a line to the standard stream of the same name."""
         tag = f"[{escaped_line(line.task)}] " if self.has_tags and line.task is not None else ""
-        (sys.stdout if line.stream == "stdout" else sys.stderr).write(f"{tag}{escaped_output(line.text)}\n")
+        write_text(getattr(sys, line.stream), f"{tag}{escaped_output(line.text)}\n")
 
 
 Show: TypeAlias = Literal["plain", "tagged"] | Callable[[OutputLine], object]
@@ -59,19 +66,25 @@ class Console:
     """Shows what tasks of one run tell.
 
     Lines go to `sys.stdout` and `sys.stderr` as they are at that moment, records to the logger of the same name, with
-    the task's name as their attribute ``task``, and warnings to `warnings.showwarning`.
+    the task's name as their attribute ``task``, and warnings to `warnings.showwarning`. Where one of these raises, a
+    warning tells of it, once, and what comes next is tried as before; a line that a function does not take is shown
+    plainly.
 
     Args:
         plan: the workflow.
         show: "plain", "tagged" (each line begins with its task's name), or what is called with each `OutputLine`.
+        contained: what of this is kept from the caller; the rest, as `KeyboardInterrupt`, is raised.
 
     Raises:
-        Exception: out of `hear`, whatever showing raises, as when standard output was closed.
+        WrongProcess: what was called forked this process, which has no part in the run.
     """
 
-    def __init__(self, plan: Plan, show: Show = "plain") -> None:
+    def __init__(self, plan: Plan, show: Show = "plain", contained: type[BaseException] = Exception) -> None:
         self._plan = plan
         self._show = show
+        self._contained = contained
+        self._owner = os.getpid()
+        self._complained: set[str] = set()
         self._errors: dict[int, deque[tuple[int, str]]] = {}
         self._warned: dict[bytes, int] = {}  # by what was told, who told it first
         self.progress: dict[int, tuple[float, str]] = {}
@@ -93,11 +106,11 @@ class Console:
             if kind in STREAMS:
                 self._show_text(slot, kind, task, payload.decode(errors="backslashreplace"))
             elif kind == LOG:
-                self._log(task, slot, payload)
+                self._tried("logging", self._log, task, slot, payload)
             elif kind == WARNING:
-                self._warn(slot, payload)
+                self._tried("warnings.showwarning", self._warn, slot, payload)
             elif kind == PROGRESS:
-                self.progress[task] = pickle.loads(payload)
+                self._tried("progress", self._note_progress, task, payload)
 
     def last_errors(self, slot: int, task: int) -> str:
         """Return the last lines that a slot's task wrote to stderr."""
@@ -121,14 +134,47 @@ class Console:
         if isinstance(show, Escaping):  # many lines at once
             text, show = escaped_output(text), "tagged" if show.has_tags else "plain"
         if callable(show):
-            for line in text.splitlines():
-                show(OutputLine(task, stream, line))
-            return
-        to = to or (sys.stdout if stream == "stdout" else sys.stderr)
-        if show == "tagged" and task is not None:
+            left = [
+                line for line in text.splitlines() if not self._tried("show=", show, OutputLine(task, stream, line))
+            ]
+            text = "".join(f"{line}\n" for line in left)
+        elif show == "tagged" and task is not None:
             tag = escaped_line(task)
             text = "".join(f"[{tag}] {line}" for line in text.splitlines(keepends=True))
-        to.write(text)
+        if text:
+            self._tried(f"sys.{stream}", write_text, to or getattr(sys, stream), text)
+
+    def flush(self, stream: str, to: TextIO) -> None:
+        """Have a stream write what it holds."""
+        self._tried(f"sys.{stream}", to.flush)
+
+    def _tried(self, what: str, call: Callable[..., object], *arguments: object) -> bool:
+        """Call what shows something; return whether it did.
+
+        Args:
+            what: names it to the user, should it raise.
+            call: what to call.
+            *arguments: what with.
+        """
+        try:
+            call(*arguments)
+        except self._contained as error:
+            self._check_owner()
+            # Who reads what the program writes, as `head` does, has read enough: that is no fault.
+            if what not in self._complained and not (isinstance(error, BrokenPipeError) and what.startswith("sys.")):
+                self._complained.add(what)
+                report(
+                    f"{what} raised {type(error).__name__} ({text_of(error)}), so that not all is shown of what tasks "
+                    "print, log and warn of. The run goes on.",
+                    logger="forgepar.run",
+                )
+            return False
+        self._check_owner()
+        return True
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise WrongProcess.here(self._owner)
 
     def _show_text(self, slot: int, kind: int, task: int, text: str) -> None:
         if kind == STDERR:
@@ -152,6 +198,9 @@ class Console:
             category, text, filename, lineno = pickle.loads(payload)
             warnings.showwarning(text, category, filename, lineno)
 
+    def _note_progress(self, task: int, payload: bytes) -> None:
+        self.progress[task] = pickle.loads(payload)
+
     def _name(self, task: int) -> str | None:
         return None if task == UNKNOWN_TASK else self._plan.name(task)
 
@@ -159,7 +208,7 @@ class Console:
 class _Here(io.TextIOBase):
     """A stream of this process: what a task writes goes to the console line by line, all else where it went before."""
 
-    def __init__(self, console: Console, stream: str, original: TextIO) -> None:
+    def __init__(self, console: Console, stream: str, original: TextIO | None) -> None:
         self._console = console
         self._stream = stream
         self._original = original
@@ -170,15 +219,19 @@ class _Here(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
+        if self._original is None:
+            raise io.UnsupportedOperation(f"this program has no sys.{self._stream}")
         return self._original.fileno()
 
     def flush(self) -> None:
-        self._original.flush()
+        if self._original is not None:
+            self._console.flush(self._stream, self._original)
 
     def write(self, text: str) -> int:
         running = inside()
         if running is None:
-            return self._original.write(text)
+            write_text(self._original, text)
+            return len(text)
         if running.task != self._task:
             self.finish()
             self._task = running.task

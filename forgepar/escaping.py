@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 import re
+from typing import TextIO
 
 # Control characters, "\r" within a line, marks that change the direction of text, ends of lines that are no "\n", and
 # halves of surrogate pairs, which no stream can encode. "\t" and "\n" stay.
@@ -51,3 +52,32 @@ def escaped_line(text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
+
+
+def write_text(stream: TextIO | None, text: str) -> None:
+    r"""Write a text to a stream; what its encoding lacks, as escapes. Nothing where there is no stream.
+
+    Args:
+        stream: `sys.stdout`, say; None, as that is in a program that has none.
+        text: the text.
+
+    Raises:
+        OSError: the stream cannot be written to.
+        ValueError: it is closed.
+
+    Example:
+        >>> import io
+        >>> stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+        >>> write_text(stream, "done \u2713")
+        >>> stream.seek(0)
+        0
+        >>> stream.read()
+        'done \\u2713'
+    """
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -87,7 +87,8 @@ class Feeder:
         self._watch, self._memory, self._claims = self._roll.watch, self._roll.memory, self._supply.claims
         self._flights, self._pids = self._supply.flights, self._supply.pids
         self._peaks = [0] * self.backend.n_slots
-        self._console = Console(cast("Plan", self._roll))  # as far as it looks at one
+        # As far as it looks at a plan. In this thread, nobody waits for what a handler raises.
+        self._console = Console(cast("Plan", self._roll), contained=BaseException)
         self._thread = threading.Thread(target=self._live, name="forgepar-executor")
         _live.add(self)
         self._thread.start()

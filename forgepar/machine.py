@@ -71,6 +71,19 @@ def as_text(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TiB"
 
 
+def hold_standard_descriptors() -> None:
+    """Have descriptors 0, 1 and 2 lead to nowhere where they are closed, as in daemons and after ``>&-``.
+
+    Else the next file or pipe that is opened gets such a number, and with it whatever C code or a child process prints.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with suppress(OSError):  # at a limit: it is no worse than before
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
 def _quota_cpus() -> int:
     """Read the least CPU quota of the control groups, version 2 or 1; a huge number where there is none."""
     least = 1 << 30

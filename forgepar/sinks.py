@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from forgepar.audit import JsonLines, names_of
@@ -193,8 +193,9 @@ def _text(event: Event) -> str:
 
 
 def report(text: str, category: type[Warning] = RuntimeWarning, logger: str = "forgepar.audit") -> None:
-    """Warn of what does not end a run, even where warnings are errors: it is logged then."""
+    """Warn of what does not end a run; where warnings are errors, or cannot be shown, it is logged."""
     try:
         warnings.warn(text, category, stacklevel=3)
-    except category:
-        logging.getLogger(logger).error(text)
+    except Exception:
+        with suppress(Exception):  # standard error is closed: nobody is to be told
+            logging.getLogger(logger).error(text)

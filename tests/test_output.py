@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import subprocess
@@ -184,14 +186,60 @@ def test_what_cannot_be_encoded_or_is_bytes_is_printed_as_well():
     assert [line.text for line in lines] == ["\\udc80", "\\xff"]
 
 
-def test_a_function_that_shows_may_raise(any_backend):
+def test_a_function_that_shows_may_raise(any_backend, capsys):
+    """It gets all lines; those it does not take are shown plainly, and the first is told of."""
+    seen = []
+
     def refuse(line):
-        raise RuntimeError(line.text)
+        seen.append(line.text)
+        if line.text != "fine":
+            raise RuntimeError(line.text)
 
     wf = fp.Workflow()
-    wf.add(print, "this")
-    with pytest.raises((RuntimeError, fp.WorkflowFailed), match="this"):
-        wf.run(**any_backend, show=refuse)
+    wf.map(print, ["this", "fine", "that"])
+    with pytest.warns(RuntimeWarning, match=r"show= raised RuntimeError \((this|that)\)") as told:
+        assert wf.run(**any_backend, show=refuse).ok
+    assert len(told) == 1
+    assert sorted(seen) == ["fine", "that", "this"]
+    assert sorted(capsys.readouterr().out.split()) == ["that", "this"]
+
+
+def spoil(how):
+    """Do to this worker's standard output what its next task is not to suffer from."""
+    print("before", how)
+    if how == "close":
+        sys.stdout.close()
+    elif how == "with":
+        with sys.stdout:
+            pass
+    elif how == "replace":
+        sys.stdout = io.StringIO()
+        sys.stdout.close()
+    elif how == "descriptor":
+        os.close(1)
+        os.close(2)
+    else:
+        with contextlib.suppress(io.UnsupportedOperation):
+            sys.stdout.detach()
+
+
+def speak(_, path):
+    """Print, and have a child process print, while a file is open that could have taken the place of descriptor 1."""
+    with open(path, "w") as file:  # noqa: PTH123
+        print("after")
+        subprocess.run(["echo", "echoed"], check=True)
+        return file.fileno()
+
+
+@pytest.mark.parametrize("how", ["close", "with", "replace", "descriptor", "detach"])
+def test_what_a_task_does_to_its_standard_output_harms_no_later_task(how, tmp_path, capsys):
+    wf = fp.Workflow()
+    path = tmp_path / "file"
+    number = wf.add(speak, wf.add(spoil, how), path)
+    result = wf.run(workers=1, start_method="fork")
+    assert result[number] > 2
+    assert path.read_text() == ""
+    assert sorted(capsys.readouterr().out.splitlines()) == ["after", f"before {how}", "echoed"]
 
 
 def test_there_are_three_ways_to_show():

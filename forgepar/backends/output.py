@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from forgepar.pickling import dumps_by_value
 from forgepar.values.namespaces import travels_by_value
@@ -132,6 +132,14 @@ class _Stream(io.TextIOWrapper):
             self._raw.task = task
         return super().write(text)
 
+    def close(self) -> None:
+        """Send what was written so far. A worker's streams stay open: the tasks that come later have them, too."""
+        self.flush()
+
+    def detach(self) -> NoReturn:
+        """Refuse to part with what it writes to, for the same reason."""
+        raise io.UnsupportedOperation("the standard streams of a worker cannot be detached")
+
     def end_line(self) -> None:
         """Send what was written so far; if that ends amid a line, so does the line."""
         self.flush()
@@ -161,11 +169,13 @@ class Capture:
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
         self._streams: tuple[_Stream, ...] = ()
+        self._descriptors: list[tuple[int, int]] = []
         self._flush_c: Callable[[None], object] | None = None
 
     def begin(self) -> None:
         """Put streams, a logging handler and a hook for warnings in place."""
         self._streams = sys.stdout, sys.stderr = _Stream(self._voice, STDOUT), _Stream(self._voice, STDERR)
+        self._descriptors = [(kind, os.dup(kind)) for kind in STREAMS]
         for logger in logging.Logger.manager.loggerDict.values():  # under fork the parent's are here
             if isinstance(logger, logging.Logger):
                 logger.handlers.clear()
@@ -176,10 +186,15 @@ class Capture:
     def flush(self) -> None:
         """Send what was printed so far, as whole lines."""
         for stream in self._streams:
+            stream.end_line()
+        for name, own in zip(("stdout", "stderr"), self._streams, strict=True):
+            if getattr(getattr(sys, name), "closed", False):  # a task put a stream in its place, and closed that
+                setattr(sys, name, own)
+        for descriptor, copy in self._descriptors:
             try:
-                stream.end_line()
-            except ValueError:  # a task closed it
-                continue
+                os.fstat(descriptor)
+            except OSError:  # a task closed it: what is opened next would get what programs print
+                os.dup2(copy, descriptor)
         if self._flush_c is None and "ctypes" in sys.modules:  # as with numpy; to load it for this would take 5 ms
             self._flush_c = sys.modules["ctypes"].pythonapi.fflush
         if self._flush_c is not None:

@@ -42,7 +42,7 @@ from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen,
 from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
 from forgepar.errors import WorkerStartFailed, WrongProcess
 from forgepar.forking import fork_safe, holds, in_child, no_forks
-from forgepar.machine import available_cpus, n_memory_kills
+from forgepar.machine import available_cpus, hold_standard_descriptors, n_memory_kills
 from forgepar.pickling import Prepared
 from forgepar.startstate import StartState
 from forgepar.values.arena import Arena
@@ -166,6 +166,7 @@ class ProcessBackend:
 
     def _prepare(self) -> None:
         """Make what all workers share."""
+        hold_standard_descriptors()
         self._owner = os.getpid()
         for name in _MADE:
             self.__dict__.pop(name, None)

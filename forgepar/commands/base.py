@@ -11,13 +11,15 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO, TypeAlias
 
-from forgepar.escaping import escaped
+from forgepar.errors import text_of
+from forgepar.escaping import escaped, write_text
 from forgepar.targets import TargetError, load_workflow
 from forgepar.workflow import Workflow
 
-DONE, TASK_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, TASK_FAILED, BAD_USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 _TARGET_HELP = (
     "package.module:attr or path/to/file.py:attr; attr is a Workflow or a function returning one (default: workflow)"
 )
@@ -35,6 +37,10 @@ class Parser(argparse.ArgumentParser):
             if close := difflib.get_close_matches(found[1], choices, 1):
                 message = message.replace(found[0], f"invalid choice: '{found[1]}'. Did you mean '{close[0]}'?")
         super().error(message)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, and say where that cannot be done: `argparse` keeps that to itself."""
+        write_text(file or sys.stderr, message)
 
 
 def add_command(
@@ -154,8 +160,9 @@ def add_target_command(
 
 
 def complain(error: Exception | str) -> int:
-    """Say what is wrong, and return the exit code for that."""
-    print(f"{styled('forgepar:', 'bad')} {escaped(str(error))}", file=sys.stderr)
+    """Say what is wrong, if anybody can hear it, and return the exit code for that."""
+    with suppress(OSError, ValueError):
+        print(f"{styled('forgepar:', 'bad')} {escaped(text_of(error))}", file=sys.stderr)
     return BAD_USAGE
 
 
@@ -164,7 +171,15 @@ def print_value(value: Any) -> None:
     if isinstance(value, str):
         print(escaped(value) if sys.stdout.isatty() else value)
     else:
-        print(escaped(repr(value)))
+        print(escaped(shown(value)))
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value; where that raises, a text that says so."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__qualname__}, whose __repr__ raises {type(error).__name__}: {text_of(error)}>"
 
 
 def tried(call: Callable[[], object]) -> int:

@@ -29,13 +29,13 @@ from forgepar.commands.base import (
 from forgepar.commands.watching import watching_display
 from forgepar.console import Escaping
 from forgepar.displays import Display
-from forgepar.errors import RunTimeout, WorkflowFailed
+from forgepar.errors import RunTimeout, WorkflowFailed, text_of
 from forgepar.escaping import escaped, escaped_line
 from forgepar.executor import WorkflowExecutor
 from forgepar.machine import available_cpus
 from forgepar.priors import Resume
 from forgepar.report.html import check_report
-from forgepar.report.writing import write_pieces
+from forgepar.report.writing import check_target, write_pieces
 from forgepar.result import RunResult
 from forgepar.simulate import expected_seconds, simulated_seconds
 from forgepar.sinks import Listener
@@ -125,7 +125,7 @@ def add_to(commands: Commands) -> None:
 
 def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
     """Run a workflow; print the values of its leaves."""
-    if arguments.report and (code := tried(lambda: check_report(arguments.report))) != DONE:
+    if (code := tried(lambda: _check_targets(arguments))) != DONE:
         return code
     with _executor(arguments) as executor:
         try:
@@ -143,17 +143,26 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 progress=_progress(arguments),
             )
         except WorkflowFailed as failure:
-            _print_failure(failure, with_summary=arguments.summary)
             _write_report(failure.result, arguments.report)
+            _print_failure(failure, with_summary=arguments.summary)
             return TASK_FAILED
-    _print_values(workflow, result)
-    if arguments.summary:
-        print(result.summary(), file=sys.stderr)
-    code = DONE
+    # Files first: whoever reads what is printed may go away in the middle of it.
     if arguments.save_durations:
         text = json.dumps(result.durations(), indent=1) + "\n"
         code = tried(lambda: write_pieces(arguments.save_durations, [text]))
-    return _write_report(result, arguments.report) or code
+    code = _write_report(result, arguments.report) or code
+    _print_values(workflow, result)
+    if arguments.summary:
+        print(result.summary(), file=sys.stderr)
+    return code
+
+
+def _check_targets(arguments: argparse.Namespace) -> None:
+    """See to it before the run that what is to be written of it can be."""
+    if arguments.report:
+        check_report(arguments.report)
+    if arguments.save_durations:
+        check_target(arguments.save_durations)
 
 
 def _resume(arguments: argparse.Namespace) -> bool | Resume:
@@ -289,7 +298,7 @@ def _print_failure(failure: WorkflowFailed, *, with_summary: bool) -> None:
     result = failure.result
     assert isinstance(result, RunResult)
     for name, error in result.errors.items():
-        complain(f"task {name!r} failed: {type(error).__name__}: {error}")
+        complain(f"task {name!r} failed: {type(error).__name__}: {text_of(error)}")
         for note in getattr(error, "__notes__", ()):
             print(escaped("  " + note.replace("\n", "\n  ")), file=sys.stderr)
     for error in failure.exceptions:

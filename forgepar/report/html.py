@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from forgepar.report.writing import write_pieces
+from forgepar.report.writing import check_target, write_pieces
 from forgepar.runtable import RunTable
 
 _NEEDED = ("bokeh", "jinja2")  # jinja2 comes with bokeh
@@ -28,13 +28,10 @@ def check_report(path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: bokeh is not installed.
         FileNotFoundError: the file's folder is not there.
         IsADirectoryError: the path is a folder's.
+        PermissionError: nothing may be written there.
     """
     _check_installed()
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Give the name of a file, such as {path / 'run.html'}.")
+    check_target(path)
 
 
 def write_report(table: RunTable, path: str | os.PathLike[str]) -> None:

@@ -48,10 +48,30 @@ def write_pieces(path: Path | str, pieces: Iterable[str | bytes]) -> None:
         raise
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """See to it that a file can be written by `write_pieces`, before there is anything to write, as far as can be told.
+
+    Raises:
+        FileNotFoundError: the file's folder is not there.
+        IsADirectoryError: the path is a folder's.
+        PermissionError: nothing may be written there.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder. Give the name of a file, such as {target / 'run.html'}.")
+    needed = target if target.exists() and not target.is_file() else target.parent
+    if not os.access(needed, os.W_OK):
+        raise PermissionError(f"{target} cannot be written: {needed} is not yours to write to. Give another path.")
+
+
 def _write(descriptor: int, pieces: Iterable[str | bytes]) -> None:
-    """Write pieces to an open file, and close it."""
+    """Write pieces to an open file, and close it; names of files that are no UTF-8 as escapes."""
     with open(descriptor, "wb") as stream:
-        stream.writelines(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
+        stream.writelines(
+            piece.encode(errors="backslashreplace") if isinstance(piece, str) else piece for piece in pieces
+        )
 
 
 def _opened(target: Path) -> int:
