@@ -22,6 +22,7 @@ from test_backends import Contract, add, fail, identity  # noqa: E402
 import forgepar as fp  # noqa: E402
 from forgepar import events  # noqa: E402
 from forgepar.backends import daskcluster, dasksite  # noqa: E402
+from forgepar.backends.board import mark  # noqa: E402
 from forgepar.backends.daskparts import ClusterArena  # noqa: E402
 from forgepar.backends.daskslots import Sent, Slot  # noqa: E402
 from forgepar.cli import main  # noqa: E402
@@ -585,3 +586,15 @@ def test_a_batch_answered_before_an_earlier_one_is_not_lost_with_its_future():
     assert backend._take_failed(futures[1]) == []
     assert slot.ending is None
     assert slot.waits_for(futures[0])
+
+
+def test_a_batch_answered_before_an_earlier_one_is_not_handed_out_again():
+    """A worker of several threads may begin and end it first: a slot that was limited had come as far as that."""
+    backend = object.__new__(fp.DaskBackend)
+    worker = daskcluster.Worker("tcp://somewhere", 1, 1)
+    slot = Slot(0, worker, n_limits=1)
+    slot.sent.extend(Sent(batch, None, 0.0) for batch in (4, 5))
+    slot.answers[5] = []
+    backend._slots = [slot]
+    backend._take_limited(worker, 0, 1, 0)
+    assert backend.may_be_at(0) >= mark(5, 0)

@@ -369,9 +369,10 @@ class DaskBackend:
         return [told for batch, lines in said if batch in has for told in _told(has[batch], batch, lines)]
 
     def _take_limited(self, worker: Worker, number: int, limit: int, farthest: int) -> list[Notice]:
+        """Take in how far a slot had come; what ended before is known here, though its answer may wait for others."""
         slot = self._slots[number]
         if slot.worker is worker and limit == slot.n_limits:
-            slot.farthest = farthest
+            slot.farthest = max([farthest, *(mark(batch, _LAST) for batch in slot.answers)])
         return []
 
     def _take_withdrawn(self, worker: Worker, batch: int, is_barred: bool) -> list[Notice]:
