@@ -1,4 +1,4 @@
-"""Output that cannot be shown, whatever the reason: what runs ends with its values kept."""
+"""What cannot be shown, whatever the reason: what runs ends with its values kept."""
 
 from __future__ import annotations
 
@@ -164,3 +164,45 @@ def test_other_commands_too(store, condition, words):
     done = run(store, condition, *words)
     assert done.returncode == CODES[condition], done.stderr
     assert "Traceback" not in (done.stderr or "")
+
+
+UNSHOWN = """
+import forgepar as fp
+
+class Unshown:
+    def __repr__(self):
+        raise RuntimeError("no such thing")
+
+class Failure(Exception):
+    __str__ = Unshown.__repr__
+
+def fail():
+    raise Failure
+
+def one():
+    wf = fp.Workflow()
+    wf.add(Unshown)
+    return wf
+
+def two():
+    wf = one()
+    wf.map(fp.task(print).options(name="file \\udcff"), [1, 2])
+    return wf
+
+def failing():
+    wf = two()
+    wf.add(fp.task(fail).options(name="fail \\udcff"))
+    return wf
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("one", 0), ("two", 0), ("failing", 1)])
+def test_values_errors_and_names_that_cannot_be_shown(tmp_path, name, code):
+    (tmp_path / "unshown.py").write_text(UNSHOWN)
+    words = ["run", f"unshown.py:{name}", "--backend", "inline", "--keep-going", "--store", "runs.db", "--summary"]
+    done = run(tmp_path, "", "-m", "forgepar", *words, "--audit", "audit.jsonl", "--save-durations", "durations.json")
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        assert "<Unshown, whose __repr__ raises RuntimeError: no such thing>" in done.stdout
+    else:
+        assert "task 'fail \\udcff' failed: Failure: (its text cannot be had: its __str__ raises)" in done.stderr

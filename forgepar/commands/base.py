@@ -98,7 +98,7 @@ def print_json(document: Any) -> None:
         ValueError: JSON cannot hold it.
     """
     try:
-        print(json.dumps(_finite(document), indent=1, default=repr))
+        print(json.dumps(_finite(document), indent=1, default=shown))
     except RecursionError:
         raise ValueError("what is to be printed holds itself, or too much within each other, for JSON.") from None
 

@@ -24,6 +24,7 @@ from forgepar.commands.base import (
     complain,
     print_json,
     print_value,
+    shown,
     tried,
 )
 from forgepar.commands.watching import watching_display
@@ -289,7 +290,7 @@ def _print_values(workflow: Workflow, result: RunResult) -> None:
         print_value(result[leaves[0]])
         return
     for name in leaves:
-        print(escaped(f"{escaped_line(name)} = {result[name]!r}"))
+        print(escaped(f"{escaped_line(name)} = {shown(result[name])}"))
     if (rest := len(workflow.plan().leaves) - len(leaves)) > 0:
         print(f"... and {rest} more")
 
