@@ -29,6 +29,10 @@ _UNSAFE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+# Words as they are written, and those that mean something to a shell alone, unless they are quoted.
+_WRITTEN = re.compile(r"""(?:\\. | '[^']*' | "(?:\\.|[^"\\])*" | [^\s'"\\])+""", re.DOTALL | re.VERBOSE)
+_OPERATOR = re.compile(r"""\|\|? | \|& | &&? | ;;? | &>.* | \d*[<>].*""", re.VERBOSE)
+
 
 class Part(NamedTuple):
     """A piece of a word: text as it stands, then the value of a field, where it names one."""
@@ -167,8 +171,9 @@ def parse(text: str, *, is_script: bool) -> Line:
         is_script: leave it to a shell to find the words.
 
     Raises:
-        WorkflowError: it is no text or empty, quotes or braces are not closed, what stands in braces is no name, or a
-            field of a script stands where no quoting keeps its value from the shell.
+        WorkflowError: it is no text or empty, quotes or braces are not closed, what stands in braces is no name, a
+            word of what is no script would be an operator to a shell, or a field of a script stands where no quoting
+            keeps its value from the shell.
 
     Example:
         >>> parse("tar cf {archive} {files}", is_script=False).fill({"archive": "a b.tar", "files": ["x", "-y"]})
@@ -185,6 +190,8 @@ def parse(text: str, *, is_script: bool) -> Line:
         ) from None
     if is_script:
         _refuse_unsafe(line)
+    else:
+        _refuse_operators(line)
     return line
 
 
@@ -209,6 +216,16 @@ def _parts(word: str) -> Iterator[Part]:
 
 def _joined(word: Iterable[Part], texts: Mapping[str, list[str]]) -> str:
     return "".join(part.text + "".join(texts[part.field]) for part in word)
+
+
+def _refuse_operators(line: Line) -> None:
+    """Raise where a word would be an operator to a shell: a program would get it as an argument, and go on."""
+    for match in _WRITTEN.finditer(line.text):
+        if _OPERATOR.fullmatch(match[0]):
+            raise WorkflowError(
+                f"{line} has the word {match[0]}, but no shell reads it, so the program would get it as an argument. "
+                "Say through_shell=True to have one read it, or put it in quotes if that is what is meant."
+            )
 
 
 def _refuse_unsafe(line: Line) -> None:

@@ -25,11 +25,12 @@ from forgepar.programs import (
     last_words,
     run_program,
     shown,
+    strict_shell,
 )
 
 _HEAD = 200  # characters of what a program wrote, in a result's repr
 _PLACES = ("cwd", "env", "stdin")  # what may be a handle beside the fields
-_RESERVED = (*_PLACES, "timeout", "check", "through_shell", "text")
+_RESERVED = (*_PLACES, "timeout", "check", "through_shell", "strict", "text")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -65,6 +66,7 @@ class Rules(NamedTuple):
     timeout: float | None
     check: bool
     text: bool
+    strict: bool
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Program:
     def _words(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         words = self.line.fill(values)
         if self.line.is_script:
-            return (*SHELL, *words)
+            return (*(strict_shell() if self.rules.strict else SHELL), *words)
         if self.front:
             return (*self.front, *words[1:])
         if not words or not words[0]:
@@ -141,7 +143,7 @@ class Program:
         return tuple(words)
 
     def _result(self, words: tuple[str, ...], ended: Ended) -> ToolResult:
-        timeout, check, text = self.rules
+        timeout, check, text, strict = self.rules
         if ended.is_late:
             raise TaskTimeout(
                 f"{shown(words)!r} took longer than its timeout of {timeout:g} s, so it was ended, with all it "
@@ -149,14 +151,15 @@ class Program:
                 seconds=timeout or 0.0,
             )
         if ended.exit_code and check:
+            hint = " (strict=False lets commands within it fail)" if strict and self.line.is_script else ""
             raise ToolFailed(
-                f"{shown(words)!r} {how_it_ended(ended.exit_code)}. check=False returns the result instead. "
+                f"{shown(words)!r} {how_it_ended(ended.exit_code)}{hint}. check=False returns the result instead. "
                 f"{last_words(ended)}",
                 command=words,
                 exit_code=ended.exit_code,
                 stderr=decoded(ended.stderr[-TAIL_BYTES:]),
             )
-        stdout, stderr = (decoded(ended.stdout), decoded(ended.stderr)) if text else (ended.stdout, ended.stderr)
+        stdout, stderr = (as_text(ended.stdout), as_text(ended.stderr)) if text else (ended.stdout, ended.stderr)
         return ToolResult(words, ended.exit_code, stdout, stderr, ended.seconds)
 
 
@@ -209,6 +212,7 @@ def shell(
     timeout: float | None = None,
     check: bool = True,
     through_shell: bool = False,
+    strict: bool = True,
     text: bool = True,
     **fields: Any,
 ) -> Command:
@@ -219,8 +223,8 @@ def shell(
     option: write ``--`` before the field.
 
     However the task ends, so does the program, with all that it started, but for a daemon that has left its session as
-    well as its parents. At its end, what it left in the background is killed; at its timeout it is asked to end, and
-    half a second later made to.
+    well as its parents. At its end, what it left in the background has 0.2 s to write the rest, and is killed; at its
+    timeout it is asked to end, and half a second later made to.
 
     Args:
         line: the program and its arguments, as for a POSIX shell, with fields in braces: ``"convert {src} {dst}"``.
@@ -231,8 +235,12 @@ def shell(
             file there, below ``cwd``. Nothing by default.
         timeout: seconds that it may take; any number by default.
         check: raise if its exit code is not 0.
-        through_shell: have /bin/sh read the line, for pipes and the like; values are quoted for it.
-        text: decode what it writes, as UTF-8, with U+FFFD for what is none; False leaves bytes.
+        through_shell: have a shell read the line, for pipes and the like; values are quoted for it.
+        strict: with `through_shell`, end at the first command that fails, the first variable that is not set, and fail
+            where any command of a pipe does (``set -euo pipefail``); in /bin/sh, or bash where that lacks pipefail.
+            Without, it is /bin/sh as it is, whose exit code is that of the last command.
+        text: decode what it writes, as UTF-8; a byte that is none becomes a surrogate, as in names of files, and is the
+            same byte again where the text is an argument or input of another program. False leaves bytes.
         **fields: values of fields: text, numbers, paths, or lists of these. Those not given here are arguments of
             `Workflow.add` or `Workflow.map`, by name, or by position in the order of appearance.
 
@@ -257,6 +265,8 @@ def shell(
     """
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout is not True and timeout > 0):
         raise WorkflowError(f"timeout={timeout!r} is no time. Give seconds above 0, or None.")
+    if not strict and not through_shell:
+        raise WorkflowError(f"strict= is for scripts, but no shell reads {line!r}. Say through_shell=True as well.")
     parsed = parse(line, is_script=bool(through_shell))
     for name in parsed.fields:
         if name in _RESERVED:
@@ -265,7 +275,7 @@ def shell(
             )
     places = {"cwd": cwd, "env": env, "stdin": stdin}
     given = {name: value for name, value in places.items() if value is not None} | fields
-    program = Program(parsed, Rules(timeout, bool(check), bool(text)))
+    program = Program(parsed, Rules(timeout, bool(check), bool(text), bool(strict)))
     program.check(given)
     return Command(shared(program), given)
 
@@ -318,6 +328,11 @@ def _source(stdin: Any, cwd: str | None, line: Line) -> Source:
     if stdin is None or isinstance(stdin, (bytes, bytearray, memoryview)):
         return stdin
     raise ValueError(f"stdin of {line} is a {type(stdin).__name__}. {_STDIN_MEND}")
+
+
+def as_text(data: bytes) -> str:
+    """Return what a program wrote as text from which the same bytes can be had."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _head(text: str | bytes) -> str:

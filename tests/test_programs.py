@@ -125,12 +125,43 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["", ">/dev/null 2>&1"])
-def test_what_it_leaves_in_the_background_is_ended(tmp_path, output):
-    script = f'"$0" -c "$1" "$2" {output} & while ! [ -e "$2" ]; do :; done'
-    # A program in the background that can still write keeps the call waiting, up to its timeout.
-    ended = run("sh", "-c", script, sys.executable, DEAF, tmp_path / "pid", timeout=None if output else ENOUGH)
-    assert ended.is_late == (not output)
+def test_what_it_leaves_in_the_background_is_ended_and_not_waited_for(tmp_path, output):
+    script = f'"$0" -c "$1" "$2" {output} & while ! [ -e "$2" ]; do :; done; echo done'
+    ended = run("sh", "-c", script, sys.executable, DEAF, tmp_path / "pid", timeout=None)
+    assert (ended.is_late, ended.exit_code, ended.stdout) == (False, 0, b"done\n")
     assert_gone(tmp_path / "pid")
+
+
+def test_a_daemon_that_has_its_streams_is_not_waited_for(tmp_path):
+    code = """if True:
+        import os, pathlib, subprocess, sys
+        print("begun", flush=True)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+                os.execlp("sleep", "sleep", "60")
+            os._exit(0)
+        os.wait()
+        while not pathlib.Path(sys.argv[1]).exists(): pass
+    """
+    ended = python(code, tmp_path / "pid", timeout=None)
+    os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
+    assert (ended.is_late, ended.exit_code, ended.stdout) == (False, 0, b"begun\n")
+
+
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_much_goes_in_and_comes_out(monkeypatch, has_pidfd):
+    if not has_pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    data = os.urandom(1 << 20) * 4
+    code = "import sys; d = sys.stdin.buffer.read(); sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
+    ended = run(sys.executable, "-c", code, stdin=data)
+    assert (ended.exit_code, ended.stdout == data, ended.stderr == data[::-1]) == (0, True, True)
+
+
+def test_one_that_reads_nothing_is_given_what_it_takes():
+    assert run("true", stdin=bytes(1 << 22)).exit_code == 0
 
 
 def test_an_interrupt_ends_it_too(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import os
 import pickle
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from conftest import executor_arguments, is_gone, wait_until
 
 import forgepar as fp
+from forgepar import programs
 from forgepar.events import WorkflowTaskTimedOut
 from forgepar.tools import Command
 
@@ -157,7 +161,7 @@ def test_it_tells_the_arguments_that_are_left():
 
 def test_text_is_what_utf_8_makes_of_it_and_bytes_are_left():
     line = "printf 'caf\\303\\251 \\377\\r\\n'"
-    assert fp.shell(line)().stdout == "café \ufffd\r\n"
+    assert fp.shell(line)().stdout == "café \udcff\r\n"
     assert fp.shell(line, text=False)().stdout == b"caf\xc3\xa9 \xff\r\n"
     assert fp.shell(line, text=False)().stderr == b""
 
@@ -181,11 +185,55 @@ def test_variables_are_added_changed_and_taken_away(monkeypatch, tmp_path):
 
 
 def test_a_shell_reads_the_line_only_if_asked(tmp_path):
-    assert fp.shell("echo {x} | wc $HOME", x="a")().stdout == "a | wc $HOME\n"
+    assert fp.shell("echo {x} '|' wc $HOME", x="a")().stdout == "a | wc $HOME\n"
     piped = fp.shell("printf '%s\\n' {words} | sort > {to} && cat {to}", through_shell=True)
     result = piped(words=["b $(id)", "a; ls"], to=tmp_path / "a file")
     assert result.stdout == "a; ls\nb $(id)\n"
-    assert result.command[:2] == ("/bin/sh", "-c")
+    assert result.command[1:-1] == ("-eu", "-o", "pipefail", "-c")
+    assert fp.shell("cd .; :", through_shell=True, strict=False)().command[:2] == ("/bin/sh", "-c")
+
+
+@pytest.mark.parametrize("script", ["false; echo on", "false | cat; echo on", 'echo "$NOT_SET"; echo on'])
+def test_a_script_ends_where_something_in_it_fails_unless_it_is_not_to(script):
+    with pytest.raises(fp.ToolFailed, match=r"strict=False lets commands within it fail"):
+        fp.shell(script, through_shell=True)()
+    assert fp.shell(script, through_shell=True, strict=False)().stdout.split() == ["on"]
+
+
+def test_a_strict_script_needs_a_shell_that_watches_pipes(monkeypatch):
+    programs.strict_shell.cache_clear()
+    monkeypatch.setattr(programs, "SHELL", ("/bin/false", "-c"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(fp.ToolNotFound, match=r"Install bash, or say strict=False"):
+        fp.shell("echo", through_shell=True)()
+    assert fp.shell("echo", through_shell=True, strict=False)().stdout == "\n"
+
+
+SHELL_WORDS = "| || && & ; > >> < >file 2> 2>&1 &>all <in |&"
+
+
+@pytest.mark.parametrize("word", SHELL_WORDS.split())
+def test_a_word_that_only_a_shell_knows_is_refused_unless_it_is_quoted(word):
+    with pytest.raises(fp.WorkflowError, match=rf"has the word {re.escape(word)}, but no shell reads it"):
+        fp.shell(f"echo a {word} b")
+    for quoted in (f"'{word}'", f'"{word}"'):
+        assert fp.shell(f"echo a {quoted} b")().stdout == f"a {word} b\n"
+
+
+def test_bytes_that_are_no_text_go_through_programs_unharmed(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xff")
+    (tmp_path / name).write_bytes(b"\xfe\n")
+    wf = fp.Workflow()
+    found = wf.add(fp.shell("ls", cwd=tmp_path))
+    name = wf.add(str.rstrip, wf.add(operator.attrgetter("stdout"), found))
+    content = wf.add(fp.shell("cat {name}", cwd=tmp_path), name=name)
+    piped = wf.add(fp.shell("cat"), stdin=content)
+    result = wf.run(workers=1, start_method="fork")
+    assert result[piped].stdout.encode(errors="surrogateescape") == b"\xfe\n"
+
+
+def test_a_program_that_left_one_in_the_background_is_not_late():
+    assert fp.shell("sh -c 'sleep 60 & echo done'", timeout=50)().stdout == "done\n"
 
 
 def test_much_output_crosses_from_a_worker():
@@ -329,6 +377,7 @@ def test_the_tasks_own_timeout_ends_it_too(tmp_path):
         (lambda wf: fp.shell("ls", timeout=True), "timeout=True is no time"),
         (lambda wf: fp.shell("ls", timeout=float("nan")), "timeout=nan is no time"),
         (lambda wf: fp.shell("ls", timeout="1"), "timeout='1' is no time"),
+        (lambda wf: fp.shell("ls", strict=False), "strict= is for scripts"),
         (lambda wf: fp.shell(["ls"]), "is no command line"),
         (lambda wf: fp.shell("echo '{x}'", through_shell=True), "stands where quoting its value does not keep it"),
     ],
