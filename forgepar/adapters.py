@@ -7,12 +7,39 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from forgepar.contexts import context
+from forgepar.contexts import TaskContext, context
 
 
 def as_compensation(undo: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what undoes a task, given its value alone: ``undo`` itself, or with the context if it takes that too."""
-    return functools.partial(_with_context, undo) if _takes(undo, 2) else undo
+    """Return what undoes a task, given its value alone: ``undo`` itself, or with the context if it takes that too.
+
+    The context goes to a parameter behind the value that is called ``context`` or annotated as `TaskContext`, and to no
+    other: one with a default has that.
+    """
+    place = _context_place(undo)
+    if place is None:
+        return undo
+    if place.kind == inspect.Parameter.POSITIONAL_ONLY:
+        return functools.partial(_with_context, undo)
+    return functools.partial(_with_named_context, undo, place.name)
+
+
+def refuses_value(undo: Callable[..., Any]) -> bool:
+    """Tell whether a function cannot be called as a compensation; one that does not tell what it takes may be."""
+    signature = _signature(undo)
+    if signature is None:
+        return False
+    place = _context_place(undo)
+    try:
+        if place is None:
+            signature.bind(None)
+        elif place.kind == inspect.Parameter.POSITIONAL_ONLY:
+            signature.bind(None, None)
+        else:
+            signature.bind(None, **{place.name: None})
+    except TypeError:
+        return True
+    return False
 
 
 def as_handler(catch: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,16 +49,48 @@ def as_handler(catch: Callable[..., Any]) -> Callable[..., Any]:
 
 def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
     """Tell whether a function takes so many positional arguments; of one that does not tell, that it does not."""
-    try:
-        parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):
+    signature = _signature(fn)
+    if signature is None:
         return False
+    parameters = signature.parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) >= n_arguments or any(p.kind == p.VAR_POSITIONAL for p in parameters)
 
 
+def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError):
+        return None
+
+
+def _context_place(undo: Callable[..., Any]) -> inspect.Parameter | None:
+    """Return the parameter of a compensation that gets the context."""
+    signature = _signature(undo)
+    if signature is None:
+        return None
+    parameters = list(signature.parameters.values())
+    at_value = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:1]
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter in at_value:
+            continue
+        if parameter.kind == parameter.POSITIONAL_ONLY and parameter is not parameters[1]:
+            continue  # what stands before it has a default, which is its own
+        annotation = parameter.annotation
+        is_annotated = annotation is TaskContext or (
+            isinstance(annotation, str) and annotation.rpartition(".")[2] == TaskContext.__name__
+        )
+        if parameter.name == "context" or is_annotated:
+            return parameter
+    return None
+
+
 def _with_context(undo: Callable[..., Any], value: Any) -> Any:
     return undo(value, context())
+
+
+def _with_named_context(undo: Callable[..., Any], name: str, value: Any) -> Any:
+    return undo(value, **{name: context()})
 
 
 def _error_alone(catch: Callable[..., Any], error: Exception, *_: Any, **__: Any) -> Any:

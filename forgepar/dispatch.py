@@ -65,7 +65,7 @@ from forgepar.runstate import RunPolicy, RunState, Status, Wear
 from forgepar.shipping import Shipment
 from forgepar.standing import error_text
 from forgepar.values.codec import Wire, decode, encode, is_segment
-from forgepar.watch import GOES_ON, LONGEST_SLEEP_SECONDS, Sentence, Watch
+from forgepar.watch import GOES_ON, Sentence, Watch
 
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 # A batch of at most twice what batches aim at: behind it a second one saves its round trip, else 1 % at most.
@@ -223,8 +223,12 @@ class Dispatcher:
             self.backend.tell(self.plan.n_tasks, self.state.n_settled, self.state.n_out, self.state.layer)
             patience = self._patience()
             self.version += 1
+            began = time.perf_counter()
             notices = self.backend.wait(patience)
             self.version += 1
+            if not self._watch.is_idle:
+                now, firsts = time.perf_counter(), [has[0] if has else None for has in self.flights]
+                self._watch.slept(patience, began, now, firsts)
             self._take(notices)
 
     def _check_owner(self) -> None:
@@ -242,7 +246,7 @@ class Dispatcher:
         self.rollback = self._active = rollback
         if rollback.finished:
             return
-        self._watch.begin_rollback()
+        self._watch.begin_rollback(time.perf_counter())
         self.backend.call_off(is_off=False)
         self._loop()
         report = rollback.report()
@@ -442,7 +446,7 @@ class Dispatcher:
             next_look = min(next_look, self._display.look_at)
         if next_look == math.inf:
             return patience
-        left = min(max(0.0, next_look - time.perf_counter()), LONGEST_SLEEP_SECONDS)
+        left = self._watch.patience(next_look, time.perf_counter())
         return left if patience is None else min(left, patience)
 
     # Outcomes
@@ -592,6 +596,9 @@ class Dispatcher:
         if traceback:
             add_note(error, "traceback in the worker:\n" + traceback.rstrip())
         if self.rollback is not None:
+            if (wait := self.rollback.tries_again(task, error)) is not None:
+                self._watch.delay_by(task, wait, time.perf_counter())
+                return
             self.rollback.failed(task, error)
             self.books.event(WorkflowTaskRolledBack(time.time(), plan.name(task), error_text(error)))
             return
@@ -734,6 +741,8 @@ class Dispatcher:
             self.backend.kill(slot)
         if (ended := watch.run_out(now)) is not None and not self.state.halted:
             self._run_out_of_time(*ended)
+        if self.rollback is not None and watch.rollback_ran_out(now):
+            self._end_rollback(self.rollback)
         if now >= watch.end_at:
             watch.end_at = math.inf
             self._end_what_runs()
@@ -785,6 +794,20 @@ class Dispatcher:
         for name, stack in stacks.items():
             self.ended_by.add_note(f"where {name!r} was, innermost call first:\n{stack}")
         self._note(self.state.halt())
+        self._halt()
+
+    def _end_rollback(self, rollback: Rollback) -> None:
+        """Give up undoing, as its time is over."""
+        seconds = self._policy.rollback_seconds or 0.0
+        rollback.give_up(
+            RunTimeout(
+                f"this was not undone within the {seconds:g} s that the rollback was given. Undo it yourself, and give "
+                "it more time with rollback_timeout=.",
+                seconds=seconds,
+                running=tuple(self._running()),
+                stacks={},
+            )
+        )
         self._halt()
 
     def _running(self) -> Iterator[str]:

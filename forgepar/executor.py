@@ -52,6 +52,7 @@ from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` wha
 from forgepar.values.modulestate import ModuleState
 from forgepar.workflow import Engine, Workflow
 
+_MOST_NAMES = 5  # of tasks in a message
 _MAY_RUN_HERE = (InlineBackend.name, "futures")  # backends whose tasks print to this process's own streams
 
 
@@ -157,6 +158,7 @@ class WorkflowExecutor:
         rollback: Strategy = "all",
         timeout: float | None = None,
         layer_timeout: float | None = None,
+        rollback_timeout: float | None = None,
         seed: int = 0,
         cancel: CancellationToken | None = None,
         show: Show = "plain",
@@ -180,6 +182,8 @@ class WorkflowExecutor:
                 The last layer goes first. Nothing is undone at an interrupt or a SIGTERM.
             timeout: seconds that the run may take; what runs then gets a second, and the run fails with `RunTimeout`.
             layer_timeout: the same for each layer, under the schedule "layers".
+            rollback_timeout: seconds that undoing may take after that; what is not undone by then is told in the
+                result's ``rollback`` and in the error. None: as many again as ``timeout``, any number without one.
             seed: what chance in the run derives from, such as the jitter of retries.
             cancel: calls the run off: nothing more is started, what runs comes to its end (or is ended, if so told).
             show: how to show what tasks print: "plain", as it is; "tagged", each line behind its task's name; or what
@@ -220,6 +224,9 @@ class WorkflowExecutor:
             rollback=rollback,
             timeout=_checked_seconds("timeout", timeout),
             layer_timeout=_checked_seconds("layer_timeout", layer_timeout),
+            rollback_seconds=timeout
+            if rollback_timeout is None
+            else _checked_seconds("rollback_timeout", rollback_timeout),
             seed=seed,
             wear=self._wear,
         )
@@ -460,7 +467,10 @@ def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> Work
     undone = result.rollback
     if undone.compensated or undone.failed:
         message += f"; rolled back {len(undone.compensated)} tasks"
-        message += f", but not {', '.join(map(repr, undone.failed))}" if undone.failed else ""
+        if undone.failed:
+            names = ", ".join(map(repr, list(undone.failed)[:_MOST_NAMES]))
+            more = len(undone.failed) - _MOST_NAMES
+            message += f", but not {names}" + (f" and {more} more (.result.rollback.failed)" if more > 0 else "")
     failure = WorkflowFailed(message, [*([ended_by] if ended_by else []), *result.errors.values()])
     failure.result = result
     return failure

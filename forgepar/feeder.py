@@ -42,7 +42,7 @@ from forgepar.supply import JobFlight, Supply
 from forgepar.values.arena import Arena
 from forgepar.values.codec import is_segment
 from forgepar.values.segment import Segment
-from forgepar.watch import LONGEST_SLEEP_SECONDS, Sentence
+from forgepar.watch import Sentence
 
 _MOST_NUMBER = 1 << 31  # a message holds numbers of tasks as int32
 
@@ -220,10 +220,14 @@ class Feeder:
         self._is_asleep = True
         if self._inbox or self._called_off or self._condemned or self._freed or self._cancels or self._is_done:
             patience = 0.0
+        began = time.perf_counter()
         try:
             return self.backend.wait(patience)
         finally:
             self._is_asleep = False
+            if not self._watch.is_idle:
+                firsts = [has[0] if has else None for has in self._flights]
+                self._watch.slept(patience, began, time.perf_counter(), firsts)
 
     def _patience(self) -> float | None:
         patience = self._claims.patience(is_over=False)
@@ -234,7 +238,7 @@ class Feeder:
             next_look = min(next_look, self._watch.next_look())
         if next_look == math.inf:
             return patience
-        left = min(max(0.0, next_look - time.perf_counter()), LONGEST_SLEEP_SECONDS)
+        left = self._watch.patience(next_look, time.perf_counter())
         return left if patience is None else min(left, patience)
 
     def _take_in(self) -> None:

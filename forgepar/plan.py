@@ -21,7 +21,7 @@ from forgepar.arguments import CONSTANT, REFERENCE, Layout
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask, WorkflowError
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
 from forgepar.handles import TaskHandle, TaskHandles, foreign
-from forgepar.tasks import Task, base_name
+from forgepar.tasks import Options, Task, base_name
 from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 
 IntArray: TypeAlias = NDArray[np.int32]
@@ -44,12 +44,14 @@ class StandIns:
     Attributes:
         undo: by template, the one that undoes its tasks.
         catch: by template and step of the fallback, the one that handles its tasks' errors.
+        undo_options: by the template that undoes, its options: those of the ``compensate`` where that is a `Task`.
         base_of: which template each of them stands in for.
         of_base: the same the other way round, for templates that have any.
     """
 
     def __init__(self) -> None:
         self.undo: dict[int, int] = {}
+        self.undo_options: dict[int, Options] = {}
         self.catch: dict[tuple[int, int], int] = {}
         self.base_of: dict[int, int] = {}
         self.of_base: dict[int, list[int]] = {}
@@ -58,6 +60,7 @@ class StandIns:
         """Return one to be extended, while this stays as it is."""
         twin = StandIns()
         twin.undo, twin.catch, twin.base_of = dict(self.undo), dict(self.catch), dict(self.base_of)
+        twin.undo_options = dict(self.undo_options)
         twin.of_base = {base: list(numbers) for base, numbers in self.of_base.items()}
         return twin
 
@@ -82,7 +85,12 @@ class StandIns:
             row = plan.templates[base]
             options = plan.specs[row.spec].options
             if options.compensate is not None:
-                self.undo[base] = add(base, "undo", _ITS_VALUE, {}, options.compensate)
+                undo = options.compensate
+                fn = undo.fn if isinstance(undo, Task) else undo
+                number = self.undo[base] = add(base, "undo", _ITS_VALUE, {}, fn)
+                self.undo_options[number] = (
+                    undo.task_options if isinstance(undo, Task) else Options(timeout=options.timeout)
+                )
             for place, step in enumerate(options.fallback):
                 if step.kind == "call":
                     layout = Layout((CONSTANT, *row.layout.kinds), row.layout.keywords)
@@ -258,8 +266,11 @@ class Plan:
 
     @cached_property
     def timeouts(self) -> list[float | None]:
-        """The timeout of each template's tasks, seconds."""
-        return [self.specs[template.spec].options.timeout for template in self.templates]
+        """The timeout of each template's tasks, seconds; of one that undoes, its own."""
+        timeouts = [self.specs[template.spec].options.timeout for template in self.templates]
+        for template, options in self.stand_ins.undo_options.items():
+            timeouts[template] = options.timeout
+        return timeouts
 
     @cached_property
     def memories(self) -> list[int]:

@@ -23,7 +23,8 @@ GRACE_SECONDS = 0.5  # from asking a program to end, which lets it clean up, to 
 TAIL_BYTES = 64 << 10  # of a program's stderr, in errors
 _REST_SECONDS = 0.2  # from a program's end, for what it left in the background to write the rest
 _LOOK_SECONDS = 0.02  # between two looks whether a program has ended, where the system does not tell
-_LONGEST_SECONDS = 86400.0  # of one wait: system calls refuse times that a user may well give
+_LONGEST_SECONDS = 1.0  # of one wait: a stop of this process is seen to this precision
+_LEAST_STOP_SECONDS = 0.25  # by which a wait that took longer than asked for was stopped, and not merely late
 _PIECE = 1 << 16  # bytes: what a pipe holds
 _TAIL_LINES = 20  # of those, in messages
 _MOST_SHOWN = 500  # characters of a command line in messages: a list of files can be long
@@ -254,10 +255,14 @@ class _Exchange:
             is_for_all: go on until all have ended that have its streams.
         """
         while not (self.is_over if is_for_all else self.has_ended):
-            left = min(until - time.monotonic(), _LOOK_SECONDS if self._pidfd < 0 else _LONGEST_SECONDS)
+            began = time.monotonic()
+            left = min(until - began, _LOOK_SECONDS if self._pidfd < 0 else _LONGEST_SECONDS)
             if left <= 0.0:
                 return False
-            for key, _ in self._selector.select(left):
+            ready = self._selector.select(left)
+            if (stopped := time.monotonic() - began - left) > _LEAST_STOP_SECONDS:
+                until += stopped  # this process was, as by Ctrl-Z, and the program with it
+            for key, _ in ready:
                 if key.fileobj is self._process.stdin:
                     self._feed()
                 elif key.fd != self._pidfd:

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from forgepar.backends.exceptions import is_kind
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
 from forgepar.runstate import SecondOutcome, Status
 from forgepar.standing import error_text
@@ -62,11 +63,12 @@ class Rollback:
         failed: the tasks that failed.
     """
 
-    halted = False
-
     def __init__(self, plan: Plan, status: NDArray[np.int8], strategy: Strategy, failed: Sequence[int]) -> None:
         self._plan = plan
         self.attempts: dict[int, int] = {}
+        self.halted = False
+        self._ended_by: Exception | None = None
+        self._waiting: set[int] = set()
         self.errors: dict[int, Exception] = {}
         self.compensated: list[int] = []
         chosen = self._choose(status, strategy, failed)
@@ -74,6 +76,7 @@ class Rollback:
         for base, number in plan.stand_ins.undo.items():
             undo[base] = number
         template = undo[plan.template_of]
+        self._template = template
         self._without: IntArray = np.flatnonzero(chosen & (template < 0)).astype(np.int32)
         self._layers = _by_layer(plan, np.flatnonzero(chosen & (template >= 0)).astype(np.int32), template)
         self._ready: list[tuple[int, Tasks]] = []
@@ -101,8 +104,12 @@ class Rollback:
         return tasks
 
     def put_back(self, template: int, tasks: Tasks) -> None:
-        """Take back tasks that were handed out but never begun."""
+        """Take back tasks that were handed out but never begun, or, where time is over, not undone."""
         self._out.difference_update(map(int, tasks))
+        if self._ended_by is not None:
+            self.errors |= dict.fromkeys(map(int, tasks), self._ended_by)
+            self._unsettled -= len(tasks)
+            return
         self._ready.append((template, tasks))
         self._n_ready += len(tasks)
 
@@ -126,8 +133,40 @@ class Rollback:
         self.errors[task] = error
         self._settle(1)
 
+    def tries_again(self, task: int, error: Exception) -> float | None:
+        """Note that an attempt to undo a task failed; return how long to wait before the next, None if there is none.
+
+        Raises:
+            SecondOutcome: it is not handed out.
+        """
+        options = self._plan.stand_ins.undo_options[int(self._template[task])]
+        n_tried = self.attempts.get(task, 1)
+        if self._ended_by is not None or n_tried > options.retries or not is_kind(error, options.retry_on):
+            return None
+        self._end(range(task, task + 1))
+        self.attempts[task] = n_tried + 1
+        self._waiting.add(task)
+        return options.backoff.wait_seconds(n_tried)
+
     def retry(self, task: int) -> None:
-        """Do nothing: a task that waited to be tried again was never done."""
+        """Make a task ready that has waited for its next attempt."""
+        if task in self._waiting:
+            self._waiting.remove(task)
+            self.put_back(int(self._template[task]), range(task, task + 1))
+
+    def give_up(self, error: Exception) -> None:
+        """Hand out nothing more, as time is over: what is not undone, and does not come to be, failed with this."""
+        self._ended_by = error
+        self.halted = True
+        left = [*self._ready, *((0, [task]) for task in sorted(self._waiting))]
+        left += [group for layer in reversed(self._layers) for group in layer]
+        for _, tasks in left:
+            self.errors |= dict.fromkeys(map(int, tasks), error)
+        self._ready.clear()
+        self._layers.clear()
+        self._waiting.clear()
+        self._n_ready = 0
+        self._unsettled = len(self._out)
 
     def park(self) -> None:
         """Do nothing: what undoes a task declares no memory."""
@@ -177,7 +216,7 @@ class Rollback:
             self._advance()
 
     def _advance(self) -> None:
-        if self._layers:
+        if self._layers and self._ended_by is None:
             for template, tasks in self._layers.pop():
                 self.put_back(template, tasks)
             self._unsettled = self._n_ready

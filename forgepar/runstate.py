@@ -65,6 +65,7 @@ class RunPolicy:
         grace_seconds: how long running tasks may go on after a failure ended the run.
         timeout: how long the run may take, seconds; None: as long as it does.
         layer_timeout: how long each layer may take, seconds, under the schedule "layers".
+        rollback_seconds: how long undoing may take; None: as long as it does.
         rollback: which completed tasks to undo when the run fails or is called off.
         seed: what chance in the run derives from.
         wear: when workers are renewed.
@@ -76,6 +77,7 @@ class RunPolicy:
     grace_seconds: float = 1.0
     timeout: float | None = None
     layer_timeout: float | None = None
+    rollback_seconds: float | None = None
     rollback: Literal["all", "upstream", "none"] | Callable[[str], object] = "all"
     seed: int = 0
     wear: Wear = Wear()

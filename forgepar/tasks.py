@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from forgepar.adapters import refuses_value
 from forgepar.errors import WorkerDied, WorkflowError
 from forgepar.fallbacks import MISSING, steps_of
 from forgepar.handles import TaskHandle, TaskHandles
@@ -19,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _LONGEST_WAIT_SECONDS = 1e9  # thirty years; sums of times keep their fractions of a second
 _OWN_RETRIES = 3  # of this package's own functions, after the death of a worker
+_OF_COMPENSATIONS = ("timeout", "retries", "backoff", "retry_on")  # options that what undoes a task may have
 _PLAIN = {types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
 
 
@@ -89,8 +91,10 @@ class Options:
             together than can be had, and one that takes more is ended. None: it declares nothing and is not limited.
         effects: whether it changes something outside of the run: files, tables. `Workflow.check` asks for a
             `compensate` of such.
-        compensate: undoes what the task did, given its value, or its value and a `TaskContext`; called on a worker when
-            the run fails or is called off after the task was done.
+        compensate: undoes what the task did, given its value; a parameter called ``context``, or annotated as
+            `TaskContext`, gets that. Called on a worker when the run fails or is called off after the task was done.
+            A `Task` may have ``timeout``, ``retries``, ``backoff`` and ``retry_on`` of its own; a function has the
+            timeout of the task.
         fallback: what to do when the task failed for good: a value to have instead; a function of the error, or of the
             error and the task's arguments, whose value to have instead; or a `RetryFallback`, `SkipFallback`,
             `ChainFallback`.
@@ -152,10 +156,27 @@ class Options:
             raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
         self._check_memory()
         object.__setattr__(self, "fallback", steps_of(self.fallback))
-        if self.compensate is not None and not callable(self.compensate):
+        if self.compensate is not None:
+            self._check_compensate(self.compensate)
+
+    def _check_compensate(self, undo: Any) -> None:
+        if not callable(undo):
+            raise WorkflowError(f"compensate={undo!r} cannot be called. Give a function of the task's value.")
+        if refuses_value(undo):
             raise WorkflowError(
-                f"compensate={self.compensate!r} cannot be called. Give a function of the task's value."
+                f"compensate={undo!r} cannot be called with the task's value alone. Give a function of that, such as "
+                "lambda value: ...; of the value and a parameter context=, which gets the TaskContext; or a command "
+                "line with one field, such as shell('rm {path}')."
             )
+        if isinstance(undo, Task):
+            plain = Options()
+            for field in fields(Options):
+                given = getattr(undo.task_options, field.name)
+                if field.name not in _OF_COMPENSATIONS and given != getattr(plain, field.name):
+                    raise WorkflowError(
+                        f"compensate={undo!r} has the option {field.name}=, which is none of what undoes a task. Give "
+                        f"it {', '.join(_OF_COMPENSATIONS)} alone."
+                    )
 
     def _check_memory(self) -> None:
         if self.memory is not None:

@@ -19,8 +19,10 @@ from forgepar.plan import Plan, Tasks
 from forgepar.runstate import RunPolicy
 
 GOES_ON = "its thread cannot be ended from outside, and its slot gets no work until it returns"
-LONGEST_SLEEP_SECONDS = 86400.0  # system calls refuse times that a user may well give: 1e300
+_LONGEST_SLEEP_SECONDS = 86400.0  # system calls refuse times that a user may well give: 1e300
 TERM_SECONDS = 0.5  # from asking a worker to end, which lets a task's own handler clean up, to ending it
+_LONGEST_TIMED_SECONDS = 1.0  # while a task with a timeout runs: a stop of the program is seen to this precision
+_LEAST_STOP_SECONDS = 0.25  # by which a wait that took longer than asked for was stopped, and not merely late
 _SECOND_LOOK_SECONDS = 0.001  # a mark and a start are two words: one look may see them a task apart
 
 
@@ -65,8 +67,11 @@ class Watch:
         self._retries: list[tuple[float, int]] = []
         self._run_ends_at = math.inf
         self._layer_ends_at = math.inf
+        self._rollback_ends_at = math.inf
         self._layer = -1
         self._seen: dict[int, int] = {}
+        self._overdue_after: dict[int, float] = {}  # by slot, what its task was given
+        self._stopped: dict[int, tuple[int, float]] = {}  # by slot, the task at which the program was stopped, how long
         self._look_at = math.inf
 
     def grow(self, plan: Plan) -> None:
@@ -95,8 +100,20 @@ class Watch:
         retry_at = self._retries[0][0] if self._retries else math.inf
         kill_at = min((sentence.kill_at for sentence in self.sentences.values()), default=math.inf)
         return min(
-            retry_at, kill_at, self._look_at, self._run_ends_at, self._layer_ends_at, self.end_at, self.cancel_at
+            retry_at,
+            kill_at,
+            self._look_at,
+            self._run_ends_at,
+            self._layer_ends_at,
+            self._rollback_ends_at,
+            self.end_at,
+            self.cancel_at,
         )
+
+    def patience(self, look_at: float, now: float) -> float:
+        """Return how long to sleep at most until something is to be looked at, seconds."""
+        longest = _LONGEST_SLEEP_SECONDS if self._look_at == math.inf else _LONGEST_TIMED_SECONDS
+        return min(max(0.0, look_at - now), longest)
 
     # Retries
 
@@ -110,10 +127,19 @@ class Watch:
         """Let a task wait for some seconds."""
         heapq.heappush(self._retries, (now + seconds, task))
 
-    def begin_rollback(self) -> None:
-        """Forget what the run was given: undoing is not part of that."""
+    def begin_rollback(self, now: float) -> None:
+        """Forget what the run was given, and note what undoing is: as long again, if nothing else is said."""
         self._run_ends_at = self._layer_ends_at = self.end_at = self.cancel_at = math.inf
         self._retries.clear()
+        if self._policy.rollback_seconds is not None:
+            self._rollback_ends_at = now + self._policy.rollback_seconds
+
+    def rollback_ran_out(self, now: float) -> bool:
+        """Tell whether the time to undo things is over; told once."""
+        is_over = now >= self._rollback_ends_at
+        if is_over:
+            self._rollback_ends_at = math.inf
+        return is_over
 
     def due_retries(self, now: float | None = None) -> list[int]:
         """Return the tasks that have waited long enough, by now or by `time.perf_counter`."""
@@ -126,6 +152,26 @@ class Watch:
         return due
 
     # Timeouts
+
+    def slept(self, asked: float | None, began: float, now: float, firsts: Sequence[Held | None]) -> None:
+        """Take in that a wait took longer than was asked for: the program was stopped, as by Ctrl-Z, with its workers.
+
+        That time does not count against the timeouts of what runs. A wait is short while such tasks run, so that little
+        of it goes unseen.
+
+        Args:
+            asked: how long the wait was to take at most, seconds.
+            began: when it began.
+            now: when it ended.
+            firsts: the batch that each slot is at.
+        """
+        if asked is None or not self._has_timeouts or (seconds := now - began - asked) < _LEAST_STOP_SECONDS:
+            return
+        for slot, held in enumerate(firsts):
+            if held is not None:
+                mark = self._backend.position(slot)
+                at, before = self._stopped.get(slot, (mark, 0.0))
+                self._stopped[slot] = (mark, seconds + (before if at == mark else 0.0))
 
     def overdue(self, firsts: Sequence[Held | None], now: float) -> list[tuple[int, int]]:
         """Return slot and task where one has run for longer than its timeout, as two looks in a row have shown.
@@ -144,7 +190,10 @@ class Watch:
             batch, at = unmark(mark)
             # A batch that has not begun yet is looked at again when its first task could be overdue.
             left = self._backend.started(slot) + timeout - now if batch == held.id else timeout
+            if self._stopped and self._stopped.get(slot, (0, 0.0))[0] == mark:
+                left += self._stopped[slot][1]
             if left <= 0 and self._seen.get(slot) == mark:
+                self._overdue_after[slot] = timeout
                 found.append((slot, int(held.tasks[at])))
             elif left <= 0:
                 self._seen[slot] = mark
@@ -154,8 +203,8 @@ class Watch:
         return found
 
     def condemn(self, slot: int, task: int, now: float) -> TaskTimeout:
-        """Sentence a worker; its task is to fail with the error returned."""
-        seconds = self._plan.spec(task).options.timeout or 0.0
+        """Sentence a worker whose task is overdue; the task is to fail with the error returned."""
+        seconds = self._overdue_after.get(slot, self._plan.spec(task).options.timeout or 0.0)
         done = "its worker was ended" if self._ends_tasks else f"it was given up; {GOES_ON}"
         error = TaskTimeout(
             f"task {self._plan.name(task)!r} took longer than its timeout of {seconds:g} s, so {done}. "

@@ -58,11 +58,11 @@ RANKS = {
         "valuefiles",
         "poolerrors",
     ],
+    1.5: ["adapters"],
     2: [
         "values.modulestate",
         "values.arena",
         "backends.surroundings",
-        "adapters",
         "digest_data",
         "digest_guests",
         "lines",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forgepar as fp
+from forgepar import adapters
 from forgepar.events import WorkflowRolledBack, WorkflowTaskRolledBack
 from forgepar.plan import as_index
 from forgepar.rollback import Rollback
@@ -258,6 +260,141 @@ def test_what_undoes_must_be_a_function_that_travels():
     wf.add(fp.task(abs).options(name="locked", compensate=lambda _: lock), 1)
     with pytest.raises(fp.UnpicklableCallable, match="task 'locked'"):
         wf.run(workers=1)
+
+
+# What undoes: its arguments, its options, its time
+
+
+def undo_plainly(value, folder="own"):
+    return folder
+
+
+def undo_named(value, folder="own", context=None):
+    return (folder, context.task)
+
+
+def undo_annotated(value, told: fp.TaskContext, folder="own"):
+    return (folder, told.task)
+
+
+def undo_by_position(value, context, /):
+    return context.task
+
+
+def undo_by_keyword(value, *, context):
+    return context.task
+
+
+def undo_any(*values):
+    return len(values)
+
+
+@pytest.mark.parametrize(
+    ("undo", "given"),
+    [
+        (undo_plainly, "own"),
+        (undo_named, ("own", "made")),
+        (undo_annotated, ("own", "made")),
+        (undo_by_position, "made"),
+        (undo_by_keyword, "made"),
+        (undo_any, 1),
+        (functools.partial(undo_named, folder="other"), ("other", "made")),
+    ],
+)
+def test_the_context_goes_to_a_parameter_of_that_name_or_annotation_alone(undo, given):
+    def undo_it(value):
+        raise ValueError(repr(adapters.as_compensation(undo)(value)))
+
+    wf = fp.Workflow()
+    wf.add(fail, wf.add(fp.task(abs).options(name="made", compensate=undo_it), 1))
+    report = failure_of(wf, backend="inline").result.rollback
+    assert str(report.failed["made"]) == repr(given)
+
+
+@pytest.mark.parametrize(
+    "undo", [lambda: None, [].clear, fp.shell("rmdir d1"), fp.shell("mv {a} {b}"), lambda a, b: None, lambda *, a: None]
+)
+def test_what_cannot_take_the_value_alone_is_refused(undo):
+    with pytest.raises(fp.WorkflowError, match=r"compensate=.* cannot be called with the task's value alone"):
+        fp.task(abs).options(compensate=undo)
+
+
+@pytest.mark.parametrize(
+    "undo", [print, Path.unlink, os.unlink, fp.shell("rm {path}"), [].append, {}.pop, str.upper, int]
+)
+def test_what_can_take_it_is_not(undo):
+    fp.task(abs).options(compensate=undo)
+
+
+def undo_at(attempts, log, value):
+    """Fail so often."""
+    with open(log, "a") as file:  # noqa: PTH123
+        file.write(f"{value}\n")
+    if Path(log).read_text().count(f"{value}\n") <= attempts:
+        raise ValueError(value)
+
+
+@pytest.mark.parametrize("n_failures", [2, 3])
+def test_what_undoes_may_be_tried_again(either_backend, tmp_path, n_failures):
+    undo = fp.task(functools.partial(undo_at, n_failures, str(tmp_path / "log"))).options(retries=2, backoff=0.001)
+    wf = fp.Workflow()
+    made = wf.map(fp.task(abs).options(name="made", compensate=undo), [1, 2])
+    wf.add(fail, made)
+    report = failure_of(wf, **either_backend).result.rollback
+    assert sorted((tmp_path / "log").read_text().split()) == ["1"] * 3 + ["2"] * 3
+    assert sorted(report.compensated if n_failures == 2 else report.failed) == ["made-0", "made-1"]
+
+
+def test_what_undoes_has_a_timeout_of_its_own():
+    slow = fp.task(lambda _: threading.Event().wait()).options(timeout=0.2)
+    wf = fp.Workflow()
+    wf.add(fail, wf.add(fp.task(abs).options(name="slow", compensate=slow), 1))
+    error = failure_of(wf, workers=1, start_method="fork").result.rollback.failed["slow"]
+    assert isinstance(error, fp.TaskTimeout)
+    assert error.seconds == 0.2
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "a"}, {"effects": True}, {"memory": 1}, {"compensate": abs}, {"fallback": 1}]
+)
+def test_it_has_no_other_options(options):
+    with pytest.raises(fp.WorkflowError, match=f"has the option {next(iter(options))}=, which is none"):
+        fp.task(abs).options(compensate=fp.task(abs).options(**options))
+
+
+@pytest.mark.parametrize("limits", [{"rollback_timeout": 0.2}, {"timeout": 60.0, "rollback_timeout": 0.2}])
+def test_undoing_ends_with_its_time_and_says_what_was_not_undone(limits, tmp_path):
+    def undo(value):
+        if value == "hangs":
+            threading.Event().wait()
+        (tmp_path / f"undone-{value}").touch()
+
+    wf = fp.Workflow()
+    last = None
+    for name in ("first", "hangs", "last"):
+        last = wf.add(fp.task(lambda name, _: name).options(name=name, compensate=undo), name, last)
+    wf.add(fail, last)
+    with fp.WorkflowExecutor(workers=1, start_method="fork") as executor:
+        with pytest.raises(fp.WorkflowFailed) as caught:
+            executor.run(wf, **limits)
+        failure = caught.value
+        report = failure.result.rollback
+        assert report.compensated == ("last",)
+        assert sorted(report.failed) == ["first", "hangs"]
+        assert all(isinstance(error, fp.RunTimeout) for error in report.failed.values())
+        assert "within the 0.2 s that the rollback was given" in str(report.failed["first"])
+        assert "rolled back 1 tasks, but not" in str(failure)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["undone-last"]
+        again = fp.Workflow()
+        again.add(abs, 1)
+        assert executor.run(again).ok
+
+
+def test_a_rollback_takes_as_long_again_as_the_run_was_given():
+    wf = fp.Workflow()
+    wf.add(fail, wf.add(fp.task(abs).options(name="slow", compensate=lambda _: threading.Event().wait()), 1))
+    error = failure_of(wf, workers=1, start_method="fork", timeout=1.0).result.rollback.failed["slow"]
+    assert (type(error), error.seconds) == (fp.RunTimeout, 1.0)
 
 
 # A saga over real files and a real database

@@ -84,6 +84,25 @@ def test_a_batch_that_has_not_begun_is_not_measured_by_the_one_before():
     assert watch.next_look() == pytest.approx(105.1)
 
 
+def test_time_for_which_the_program_was_stopped_does_not_count():
+    """As by Ctrl-Z: a wait of at most a second takes three, and the task goes on with what it had left."""
+    watch, backend = watch_of({"timeout": 5.0}, {"timeout": 5.0}, n_slots=2)
+    held = [batch(1, 0), batch(2, 1)]
+    backend.positions[:] = mark(1, 0), mark(2, 0)
+    backend.starts[:] = 100.0, 100.0
+    assert watch.overdue(held, 101.0) == []
+    assert watch.patience(watch.next_look(), 101.0) == 1.0
+    watch.slept(1.0, 101.0, 104.0, held)
+    watch.slept(1.0, 104.0, 105.2, held)  # late, as on a busy machine
+    backend.positions[1] = mark(2, 1)  # begun since
+    backend.starts[1] = 105.2
+    for now in (106.9, 106.95):
+        assert watch.overdue(held, now) == []
+    assert watch.overdue(held, 107.0) == []
+    assert watch.overdue(held, 107.1) == [(0, 0)]
+    assert watch.condemn(0, 0, 107.1).seconds == 5.0
+
+
 def test_a_batch_that_is_being_unpickled_is_looked_at_again_when_its_task_could_be_overdue():
     watch, backend = watch_of({"timeout": 5.0})
     backend.positions, backend.starts = [mark(1, 0)], [160.0]  # as long as it is; then it is 101

@@ -68,6 +68,9 @@ def add_to(commands: Commands) -> None:
     command.add_argument("--memory-budget", metavar="SIZE", help="most large values to hold in memory, such as 8GiB")
     command.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after so long")
     command.add_argument("--layer-timeout", type=float, metavar="SECONDS", help="end it if a layer takes longer")
+    command.add_argument(
+        "--rollback-timeout", type=float, metavar="SECONDS", help="end undoing after so long (default: as --timeout)"
+    )
     command.add_argument("--keep-going", action="store_true", help="run all that does not depend on a failed task")
     command.add_argument(
         "--rollback", choices=("all", "upstream", "none"), default="all", help="what to undo if a task fails"
@@ -137,6 +140,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
                 rollback=arguments.rollback,
                 timeout=arguments.timeout,
                 layer_timeout=arguments.layer_timeout,
+                rollback_timeout=arguments.rollback_timeout,
                 show=Escaping(has_tags=arguments.tag_output),
                 audit=_listeners(arguments),
                 store=arguments.store,
