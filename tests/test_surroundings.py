@@ -26,6 +26,7 @@ from conftest import wait_until
 
 import forgepar as fp
 from forgepar.backends.surroundings import Lookout, here, unpack
+from forgepar.machine import available_cpus
 
 PROCESSES = ["forkserver", "spawn", "fork"]
 OF_WORKERS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -506,3 +507,28 @@ def test_surroundings_that_never_come_again_do_not_pile_up(calm):
             executor.submit(abs, i)
         called = executor._recipes.called(abs)
         assert len(called.recipes) <= 600
+
+
+CATEGORY = """
+import os
+FOUND = os.environ.get("OMP_NUM_THREADS")
+class Own(UserWarning): pass
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_filters_of_warnings_load_finds_the_number_of_threads_already(calm, tmp_path, method):
+    """Such as numpy, which may start a thread for each core when it is loaded, and none later."""
+    calm.delenv("OMP_NUM_THREADS", raising=False)
+    calm.syspath_prepend(str(tmp_path))
+    (tmp_path / "surroundings_category.py").write_text(CATEGORY)
+    category = importlib.import_module("surroundings_category")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category.Own)
+        with fp.ForgeExecutor(4, start_method=method, initializer=nothing) as executor:
+            found = executor.submit(lambda: sys.modules["surroundings_category"].FOUND).result()
+    assert found == str(max(1, available_cpus() // 4))
+
+
+def nothing() -> None:
+    pass

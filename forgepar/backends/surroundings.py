@@ -288,6 +288,8 @@ def begin_as(surroundings: Surroundings, defaults: Mapping[str, str], *, with_ru
     """
     global _begun  # there is one process
     _defaults.update((os.fsencode(name), os.fsencode(value)) for name, value in defaults.items())
+    for name, value in defaults.items():  # numpy, which classes of warnings may load, reads them then
+        os.environ.setdefault(name, value)
     _begun = here(is_strict=False)
     with suppress(Exception):  # the first batch comes to the same end, and has tasks that can tell of it
         _follow(surroundings, _begun, follow_rules if with_rules else None)
