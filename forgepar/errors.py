@@ -21,7 +21,7 @@
     │   ├── ToolFailed                  a program that it ran ended badly; .command, .exit_code, .stderr
     │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
     ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
-    ├── WorkerStartFailed               workers end before they serve
+    ├── WorkerStartFailed               workers end before they serve, or the system lets this process start none
     ├── WorkingFolderGone (FileNotFoundError)  the working directory of the caller was deleted; .folder
     ├── StoreError                      a run store cannot be used as it is; .path
     │   ├── StoreBusy                   another program holds it, or another run works on the same workflow
@@ -42,6 +42,7 @@ Each constructor takes the message first and its data as keywords with defaults,
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -306,7 +307,7 @@ class RunTimeout(ForgeparError, TimeoutError):
 
 
 class WorkerStartFailed(ForgeparError):
-    """Worker processes end before they can take work."""
+    """Worker processes end before they can take work, or the system lets this process start none."""
 
 
 class WorkingFolderGone(ForgeparError, FileNotFoundError):
@@ -396,6 +397,15 @@ def add_note(error: BaseException, note: str) -> None:
     if type(notes) is not list:
         notes = list(notes) if type(notes) is tuple else [notes if type(notes) is str else text_of(notes)]
     attributes["__notes__"] = [*notes, note]
+
+
+def forget_frames(error: BaseException) -> None:
+    """Have an error that is kept as a reason keep nothing by its frames: descriptors, and what has called."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
 
 
 _ATTRIBUTES: Any = vars(BaseException)["__dict__"]

@@ -26,11 +26,12 @@ from typing import cast
 
 from forgepar.backends.base import Backend, Joined, Lost, Notice, Told
 from forgepar.backends.board import unmark
+from forgepar.backends.limits import why
 from forgepar.backends.output import UNKNOWN_TASK
 from forgepar.backends.starting import at_exit
 from forgepar.backends.wire import Reply
 from forgepar.console import Console
-from forgepar.errors import WrongProcess
+from forgepar.errors import WorkerStartFailed, WrongProcess, forget_frames
 from forgepar.faults import raised_by_job, worker_died
 from forgepar.flight import own_part
 from forgepar.forking import in_child
@@ -78,8 +79,25 @@ class Feeder:
         self._numbers = itertools.count()
 
     def start(self, n_workers: int) -> Arena:
-        """Open the backend, with so many workers, and start the thread; return where large values go."""
+        """Open the backend, with so many workers, and start the thread; return where large values go.
+
+        Raises:
+            PoolBroken: the system lets this process have no worker, or no thread.
+        """
         self.owner = os.getpid()
+        try:
+            return self._start(n_workers)
+        except BaseException as error:
+            self._thread = None
+            _live.discard(self)
+            self.backend.close()
+            if isinstance(error, WorkerStartFailed):
+                forget_frames(error)  # they have the executor, which would never be collected
+                self.broken = _broken_by(error)
+                raise _broken_by(error) from error
+            raise
+
+    def _start(self, n_workers: int) -> Arena:
         self.backend.open(n_workers)
         self._arena = self.backend.arena
         self._roll = Roll(self.backend, self._arena)
@@ -91,7 +109,10 @@ class Feeder:
         self._console = Console(cast("Plan", self._roll), contained=BaseException)
         self._thread = threading.Thread(target=self._live, name="forgepar-executor")
         _live.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise WorkerStartFailed(f"The executor's own thread cannot be started. {why(error)}") from error
         return self._arena
 
     # From other threads
@@ -121,7 +142,7 @@ class Feeder:
         """Raise where no more jobs are taken."""
         self.check_owner()
         if self.broken is not None:
-            raise self.broken
+            raise _broken_by(self.broken.__cause__ or self.broken)  # another each time: one has its callers' frames
         if self._is_closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
@@ -386,8 +407,7 @@ class Feeder:
 
     def _break(self, error: BaseException) -> None:
         """Let all jobs fail, as nothing more can be run."""
-        broken = PoolBroken(f"the executor can run nothing more ({type(error).__name__}: {error})")
-        broken.__cause__ = error
+        broken = _broken_by(error)
         with self._lock:
             self.broken = broken
             jobs = [*self._roll.jobs.values(), *self._inbox]
@@ -420,6 +440,12 @@ class Feeder:
             if flight.id == batch:
                 return flight.jobs[at]
         return None
+
+
+def _broken_by(error: BaseException) -> PoolBroken:
+    broken = PoolBroken(f"the executor can run nothing more ({type(error).__name__}: {error})")
+    broken.__cause__ = error
+    return broken
 
 
 _live: weakref.WeakSet[Feeder] = weakref.WeakSet()

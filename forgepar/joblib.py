@@ -19,6 +19,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 try:
@@ -200,7 +201,11 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         except PoolBroken:
             _workers.rest(None)
             _workers.close()
+        try:
             return _workers.of(wanted).sharing()
+        except BaseException:
+            _workers.rest(None)
+            raise
 
 
 class _Wanted(NamedTuple):
@@ -266,7 +271,8 @@ class _Workers:
             if seconds is not None:
                 self._alarm = threading.Timer(seconds, self._end_if_idle)
                 self._alarm.daemon = True
-                self._alarm.start()
+                with suppress(RuntimeError):  # there are no more threads: the workers end with the program
+                    self._alarm.start()
 
     def close(self) -> None:
         """End the workers."""

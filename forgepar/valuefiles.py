@@ -170,8 +170,10 @@ class FileWriter:
     def put(self, key: int, parts: Sequence[memoryview]) -> None:
         """Hand over a value; where too much waits already, wait for the disk first."""
         if len(self._threads) < min(_MOST_THREADS, 1 + self._tasks.qsize() // _WAITING_A_THREAD):
-            self._threads.append(threading.Thread(target=self._run, name="forgepar-store", daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._run, name="forgepar-store", daemon=True)
+            with contextlib.suppress(RuntimeError):  # there are no more threads
+                thread.start()
+                self._threads.append(thread)
         n_bytes = sum(map(len, parts))
         with self._room:
             self._room.wait_for(lambda: self._n_bytes == 0 or self._n_bytes + n_bytes <= _MOST_WAITING)
@@ -179,6 +181,9 @@ class FileWriter:
         self._n_waiting += 1
         self._n_put += 1
         self._tasks.put((self._n_put, key, parts))
+        if not self._threads:
+            self._tasks.put(None)
+            self._run()
 
     def done(self) -> list[Written]:
         """Return what was written since the last time, in the order in which it was put in."""

@@ -31,6 +31,8 @@ RANKS = {
         "values.segment",
         "backends.joblibname",
         "backends.orphan_watch",
+        "backends.limits",
+        "backends.fork_server",
     ],
     0.5: ["backends.orphans", "lifelocks"],
     1: [

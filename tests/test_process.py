@@ -504,7 +504,7 @@ def test_without_a_thread_for_its_executor_a_worker_is_done_without(monkeypatch)
     try:
         with monkeypatch.context() as changed:
             changed.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(fp.WorkerStartFailed, match="no worker can be started any more"):
+            with pytest.raises(fp.WorkerStartFailed, match=r"No worker can be started\. This program ends"):
                 alone.open(1)
     finally:
         alone.close()

@@ -122,7 +122,7 @@ class Backend(Protocol):
     def open(self, n_wanted: int) -> None:
         """Start what is not running of the first ``n_wanted`` slots; each reports as `Joined`, now or later.
 
-        Tasks hear of no `call_off` from before.
+        Tasks hear of no `call_off` from before. Where the system allows for fewer, those there are do.
         """
 
     def joined(self) -> Sequence[Joined]:
@@ -135,7 +135,8 @@ class Backend(Protocol):
         """Return what has happened, after at most ``timeout`` seconds if nothing does (None: however long it takes).
 
         Raises:
-            WorkerStartFailed: workers end before they join, several times in a row.
+            WorkerStartFailed: workers end before they join, several times in a row; or the last one ended, and the
+                system lets this process start no other.
         """
 
     def rest(self) -> Sequence[Told]:

@@ -38,7 +38,8 @@ class _Watcher:
     def begin(self, user: object) -> None:
         with no_forks, self._lock:
             if not self._users and not self._pid:
-                with suppress(OSError):  # of processes or descriptors there are no more
+                # Of processes or descriptors there are no more, or the program ends, when Python starts nothing more.
+                with suppress(OSError, RuntimeError):
                     self._start()
             self._users.add(id(user))
 

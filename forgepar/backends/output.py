@@ -427,13 +427,18 @@ def make_pipes(folder: str, slot: int) -> Sequence[int]:
     Returns:
         Their descriptors, as in `PIPES`.
     """
-    found = []
-    for name in PIPES:
-        path = f"{folder}/{name}-{slot}"
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108
-        os.mkfifo(path, 0o600)
-        found.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    found: list[int] = []
+    try:
+        for name in PIPES:
+            path = f"{folder}/{name}-{slot}"
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
+            os.mkfifo(path, 0o600)
+            found.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except BaseException:
+        for descriptor in found:
+            os.close(descriptor)
+        raise
     return found
 
 

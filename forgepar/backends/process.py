@@ -10,6 +10,7 @@ fifth of a `submit` and runs no thread in the parent. A death breaks one executo
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import selectors
@@ -32,15 +33,25 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from forgepar.backends import orphans
+from forgepar.backends import limits, orphans
 from forgepar.backends.base import Joined, Lost, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.output import Ear, Said, make_pipes, read_pipe
-from forgepar.backends.starting import abandon, at_exit, begin_start, context, process_of, processes_of
+from forgepar.backends.starting import (
+    abandon,
+    at_exit,
+    begin_start,
+    context,
+    discard,
+    make_ready,
+    process_of,
+    processes_of,
+    start_thread,
+)
 from forgepar.backends.surroundings import here
 from forgepar.backends.wire import Batch, Channel, Hello, Reply, accept, listen, pack, segment_of, unpack
 from forgepar.backends.worker import END_OF_STACK, STACK_SIGNAL, begin, own_part, serve
-from forgepar.errors import WorkerStartFailed, WrongProcess
+from forgepar.errors import WorkerStartFailed, WrongProcess, forget_frames
 from forgepar.forking import fork_safe, holds, in_child, no_forks
 from forgepar.machine import available_cpus, hold_standard_descriptors, n_memory_kills
 from forgepar.pickling import Prepared
@@ -51,6 +62,8 @@ from forgepar.values.segment import Segment
 
 START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
+_RETRIES = 10  # of a start that the system did not let be: what ends meanwhile, a worker before it, makes room
+_RETRY_SECONDS = 0.05
 _START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
 _MADE = ("arena", "_listener", "_waker", "_woken", "_selector")  # each time that workers are to be started
 _EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
@@ -72,8 +85,11 @@ class _Slot:
     times: memoryview[float] = field(default_factory=lambda: memoryview(bytearray(64)).cast("d"))
     doomed: list[Any] = field(default_factory=list)  # psutil's processes: the worker being ended, and its children
     start: object = None  # what the last start is known by
+    retry_at: float | None = None  # when to try again to start a worker, which the system did not let be
     threads: list[threading.Thread] = field(default_factory=list)  # the executor's own
+    leaving: list[threading.Thread] = field(default_factory=list)  # those of executors before it that `renew` let go
     failed_starts: int = 0
+    n_retries: int = 0
     n_given: int = 0
     ear: Ear = field(default_factory=Ear)
     pipes: dict[int, int] = field(default_factory=dict)  # by descriptor, which of `output.PIPES` it is
@@ -135,7 +151,9 @@ class ProcessBackend:
         self._n_starting = 0
         self._overheard: list[Notice] = []
         self._n_memory_kills = 0
-        self._is_open = self._is_closing = self._has_warned = False
+        self._is_open = self._is_closing = self._has_warned = self._has_told_of_shortage = False
+        self._n_asked = 0
+        self._shortage: BaseException | None = None  # what the last start failed with that the system did not let be
         self._gives_up = False
         self.lock = fork_safe(threading.RLock())
 
@@ -147,22 +165,56 @@ class ProcessBackend:
     def open(self, n_wanted: int) -> None:
         """Make the arena, and start workers for the first ``n_wanted`` slots; does nothing where that is done.
 
+        Where the system lets this process have fewer, there is one warning, and the next call tries again.
+
         Raises:
             WrongProcess: it was opened by another process, which this one was forked from.
+            WorkerStartFailed: no worker can be started.
         """
         if self.is_foreign:
             raise WrongProcess.here(self._owner)
         if self._is_closing:
             self.close()  # it was interrupted
         self._caller = threading.get_native_id()
+        missing = [slot for slot in self._slots[:n_wanted] if not self._is_open or slot.executor is None]
+        shared = 0 if self._is_open else limits.SHARED
+        if missing or shared:
+            room = limits.make_room(shared + limits.PER_WORKER * len(missing) + limits.AMID_START + self._n_starting)
+            if shared and room < shared + limits.PER_WORKER + limits.AMID_START:
+                raise _start_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         if not self._is_open:
-            self._prepare()
+            self._open_all()
         for slot in self._slots:
             slot.words[CALLED_OFF] = 0
+        self._n_asked = max(self._n_asked, min(n_wanted, self.n_slots))
+        self._start_missing(n_wanted)
+
+    def _open_all(self) -> None:
+        try:
+            self._prepare()
+        except OSError as error:
+            self._close()
+            if limits.is_limit(error):
+                raise _start_failed(error) from error
+            raise
+
+    def _start_missing(self, n_wanted: int) -> None:
+        """Start workers for the slots that have none, up to the first that cannot be started."""
+        n_retries = 0
         for slot in self._slots[:n_wanted]:
-            if slot.executor is None:
-                self._n_starting += 1
-                self._start(slot)
+            while slot.executor is None and slot.retry_at is None and not self._start(slot):
+                assert self._shortage is not None
+                if self._n_executors():
+                    if not limits.is_at_the_end(self._shortage):  # else it does with those that there are, as is usual
+                        self._tell_of_shortage()
+                    return
+                if n_retries == _RETRIES or not limits.is_limit(self._shortage):
+                    raise _start_failed(self._shortage) from self._shortage
+                n_retries += 1
+                time.sleep(_RETRY_SECONDS)  # what another executor had may be about to end
+
+    def _n_executors(self) -> int:
+        return sum(slot.executor is not None for slot in self._slots)
 
     def _prepare(self) -> None:
         """Make what all workers share."""
@@ -175,8 +227,9 @@ class ProcessBackend:
         self.arena = open_arena(self.n_slots, self._budget)
         self._board = Board.create(str(self.arena.folder / "board"), self.n_slots)
         self._run = self._board.run
-        self._gives_up = False
-        self._n_starting = 0
+        self._gives_up = self._has_told_of_shortage = False
+        self._n_starting = self._n_asked = 0
+        self._shortage = None
         self._slots = [_Slot(number) for number in range(self.n_slots)]  # those there are may be a parent's
         self._address = str(self.arena.folder / "socket")
         self._listener = listen(self._address, self.n_slots)  # in a folder that no other user may enter
@@ -212,6 +265,8 @@ class ProcessBackend:
             return overheard
         deadline = None if timeout is None else time.perf_counter() + timeout
         while True:
+            if self._shortage is not None and timeout != 0.0 and not self._n_starting and not self._n_executors():
+                raise _start_failed(self._shortage) from self._shortage
             starting = self._n_starting > 0
             step = None if deadline is None else max(0.0, deadline - time.perf_counter())
             if starting:
@@ -310,10 +365,8 @@ class ProcessBackend:
         if said := self._hear_rest(entry):
             self._overheard.append(Told(slot, said, entry.words[POSITION]))
         entry.executor.shutdown(wait=False)
-        leaving = [thread for thread in entry.threads if thread.is_alive()]
-        self._n_starting += 1
-        self._start(entry)
-        entry.threads += leaving
+        entry.leaving = [thread for thread in entry.leaving + entry.threads if thread.is_alive()]
+        self._start_again(entry)
 
     def terminate(self, slot: int) -> None:
         """Ask the slot's worker and all its child processes to end."""
@@ -355,6 +408,7 @@ class ProcessBackend:
             slot.connection = slot.process = slot.executor = slot.job = None
             # They hold semaphores: collected amid the start of another worker, later, these could not be released.
             slot.threads.clear()
+            slot.leaving.clear()
             slot.outstanding.clear()
         orphans.end(self)
         if "arena" in self.__dict__:
@@ -384,13 +438,16 @@ class ProcessBackend:
             if slot.connection is not None:
                 slot.connection.close()
             _close_all_of(slot.pipes)
-            abandon(slot.threads)
+            abandon(slot.threads + slot.leaving)
             slot.words, slot.times = _Slot(0).words, _Slot(0).times  # those are shared with the parent
         self._run = memoryview(bytearray(64)).cast("q")
         self._close_ends()
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: _Slot) -> bool:
         """Start a slot's worker; it joins later.
+
+        Returns:
+            False if the system does not let it be; `_shortage` is why, and nothing is left of it.
 
         Raises:
             WorkerStartFailed: this is a signal handler, and what it interrupts is a start.
@@ -400,8 +457,25 @@ class ProcessBackend:
                 "Workers cannot be started by a signal handler that interrupts the start of others. "
                 "Have the handler note what came, and run it after that."
             )
-        with no_forks:  # a child would get locks of the standard library that are held, and half of a worker
-            self._start_alone(slot)
+        slot.start = begin_start()
+        try:
+            with no_forks:  # a child would get locks of the standard library that are held, and half of a worker
+                self._start_alone(slot)
+        except (OSError, EOFError, RuntimeError) as error:
+            self._do_without(slot)
+            forget_frames(error)
+            self._shortage = error
+            return False
+        if slot.retry_at is None:
+            self._n_starting += 1
+        slot.retry_at, slot.n_retries = None, 0
+        return True
+
+    def _start_again(self, slot: _Slot) -> None:
+        """Start a worker in the place of another; where the system does not let it be, try again soon."""
+        if not self._start(slot):
+            slot.retry_at = time.perf_counter() + _RETRY_SECONDS
+            self._n_starting += 1
 
     def _start_alone(self, slot: _Slot) -> None:
         surroundings = here(is_strict=False)  # jobs that need a folder which is gone fail by themselves
@@ -409,10 +483,13 @@ class ProcessBackend:
         slot.words, slot.times = self._board.integers(slot.number), self._board.floats(slot.number)
         slot.doomed = []
         slot.n_given = 0
+        slot.executor = slot.job = slot.connection = slot.process = None
+        slot.threads = []
+        slot.outstanding.clear()
+        limits.require_room(limits.PER_WORKER + limits.AMID_START + self._n_starting)  # those have yet to connect
+        make_ready(self.start_method)
         for path in (self.arena.folder / f"crash-{slot.number}", self._stack_file(slot.number)):
             path.write_bytes(b"")
-        slot.connection = slot.process = None
-        slot.outstanding.clear()
         self._open_pipes(slot)
         threads = max(1, available_cpus() // self.n_slots)
         prepare: Callable[[], object] | None = self._prepare_worker
@@ -422,51 +499,56 @@ class ProcessBackend:
         slot.executor = ProcessPoolExecutor(
             1, mp_context=context(self.start_method), initializer=begin, initargs=initargs
         )
-        before, slot.start = threading.enumerate(), begin_start()
+        start_thread(slot.executor)
+        before = threading.enumerate()
         place, gives_way = self.arena.place, self._gives_way
-        try:
-            slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, gives_way)
-        except RuntimeError as error:
-            self._do_without(slot, error)
-            return
+        slot.job = slot.executor.submit(serve, self._address, slot.number, place, threads, gives_way)
         slot.threads = [
             thread
             for thread in threading.enumerate()
             if thread not in before and type(thread).__module__ == ProcessPoolExecutor.__module__
         ]
 
-    def _do_without(self, slot: _Slot, error: RuntimeError) -> None:
-        """Go on with the other slots, as an executor cannot start its thread: 3.12 forbids it once a program ends.
-
-        Args:
-            slot: whose worker was to start.
-            error: what the executor raised.
-
-        Raises:
-            WorkerStartFailed: there is no other slot with a worker.
-        """
+    def _do_without(self, slot: _Slot) -> None:
+        """Clear away what there is of a worker that could not be started."""
         for process in processes_of(slot.start):
             process.kill()  # the executor had started it, and would not look after it
             process.join()
         self._close_pipes(slot)
+        if slot.executor is not None:
+            discard(slot.executor)
         slot.executor = slot.job = None
-        self._n_starting -= 1
-        if all(other.executor is None for other in self._slots):
-            raise WorkerStartFailed(f"no worker can be started any more ({error}).") from error
+
+    def _tell_of_shortage(self) -> None:
+        """Warn that there are fewer workers than were asked for, once."""
+        assert self._shortage is not None
+        if not self._has_told_of_shortage:
+            self._has_told_of_shortage = True
+            _warn(
+                f"Tasks run on {self._n_executors()} of {self._n_asked} workers, as no more can be started. "
+                f"{limits.why(self._shortage)}"
+            )
 
     def _accept(self) -> Joined | None:
         """Take in a worker that connects; None if it ended before it could say who it is."""
-        connection = accept(self._listener)
+        try:
+            connection = accept(self._listener)
+        except OSError as error:
+            if limits.make_room(limits.AMID_START) < limits.AMID_START:
+                raise _start_failed(error) from error
+            return None  # there is room now, and it is still waiting
         message = _received(connection)
         if not message:
             connection.close()
             return None
         hello = unpack(message, Hello, self.arena)
-        slot = self._slots[hello.slot]
-        slot.connection = connection
+        slot, process = self._slots[hello.slot], process_of(hello.pid)
+        if process not in processes_of(slot.start):  # its start was taken for one that had failed
+            connection.close()
+            return None
+        slot.connection, slot.process = connection, process
         slot.failed_starts = 0
         self._n_starting -= 1
-        slot.process = process_of(hello.pid)
         self._selector.register(connection, selectors.EVENT_READ, slot)
         if hello.refused and not self._has_warned:
             self._has_warned = True
@@ -484,7 +566,8 @@ class ProcessBackend:
             self._close_pipe(slot, number)
 
     def _close_pipe(self, slot: _Slot, number: int) -> None:
-        self._selector.unregister(number)
+        with suppress(KeyError):  # its start failed before
+            self._selector.unregister(number)
         del slot.pipes[number]  # first: a child forked between the two would close a number that others may have by now
         os.close(number)
 
@@ -531,10 +614,9 @@ class ProcessBackend:
         self._remove_scratch(slot)
         for segment in filter(None, slot.outstanding):
             self.arena.free(segment)
-        self._n_starting += 1
         dump, is_out_of_memory = self._crash(slot.number), self._sees_kills_for_memory()
         fault = job.exception() if job is not None and job.done() and not job.cancelled() else None
-        self._start(slot)
+        self._start_again(slot)
         exit_code = process.exitcode if process else None
         fault = None if isinstance(fault, BrokenExecutor) else fault
         is_out_of_memory = is_out_of_memory and exit_code == -signal.SIGKILL
@@ -557,23 +639,56 @@ class ProcessBackend:
         return self._n_memory_kills > before
 
     def _check_starts(self) -> None:
-        """Start again what ended before it joined; give up after a few times."""
+        """Start again what ended before it joined, or could not be started; give up after a few times."""
+        now = time.perf_counter()
         for slot in self._slots:
-            if slot.connection is None and slot.job is not None and slot.job.done():
-                slot.failed_starts += 1
-                reason = slot.job.exception()
-                _shut_down(slot)
-                said = self._hear_rest(slot)
-                if slot.failed_starts >= _START_ATTEMPTS:
-                    failure = WorkerStartFailed(
-                        f"worker {slot.number} ended {slot.failed_starts} times in a row before it could take work "
-                        f"(start method {self.start_method!r}): {reason!r}. What it printed says why; "
-                        "backend='inline' runs without workers."
-                    )
-                    if said:
-                        failure.add_note(b"".join(line.payload for line in said).decode(errors="replace").rstrip())
-                    raise failure from reason
-                self._start(slot)
+            if slot.retry_at is not None:
+                if now >= slot.retry_at:
+                    self._retry(slot)
+            elif slot.connection is None and _has_ended(slot):
+                self._start_after_failure(slot)
+
+    def _retry(self, slot: _Slot) -> None:
+        """Try again to start a worker that the system did not let be; go on without it after a few times."""
+        if self._start(slot):
+            return
+        assert self._shortage is not None
+        slot.n_retries += 1
+        slot.retry_at = time.perf_counter() + _RETRY_SECONDS
+        if slot.n_retries >= _RETRIES or not limits.is_limit(self._shortage):
+            self._give_up_on(slot)
+
+    def _give_up_on(self, slot: _Slot) -> None:
+        """Have a slot be empty; `wait` raises if all are."""
+        slot.retry_at, slot.n_retries, slot.failed_starts = None, 0, 0
+        self._n_starting -= 1
+        if self._n_executors():
+            self._tell_of_shortage()
+
+    def _start_after_failure(self, slot: _Slot) -> None:
+        assert slot.job is not None
+        slot.failed_starts += 1
+        reason = slot.job.exception() if slot.job.done() else RuntimeError("its executor's thread has ended")
+        _shut_down(slot)
+        said = self._hear_rest(slot)
+        self._n_starting -= 1
+        if slot.failed_starts < _START_ATTEMPTS:
+            self._start_again(slot)
+            return
+        if self._n_executors() > 1 and (limits.is_limit(reason) or limits.is_limit(self._shortage)):
+            slot.executor = slot.job = None
+            self._shortage = reason if limits.is_limit(reason) else self._shortage
+            self._n_starting += 1
+            self._give_up_on(slot)
+            return
+        failure = WorkerStartFailed(
+            f"worker {slot.number} ended {slot.failed_starts} times in a row before it could take work "
+            f"(start method {self.start_method!r}): {reason!r}. What it printed says why; "
+            "backend='inline' runs without workers."
+        )
+        if said:
+            failure.add_note(b"".join(line.payload for line in said).decode(errors="replace").rstrip())
+        raise failure from reason
 
 
 def _received(connection: Channel) -> bytes:
@@ -595,9 +710,8 @@ def _shut_down(slot: _Slot) -> None:
 
     The executor's own wait has no limit, and at interpreter exit no timer thread can be started to set one.
     """
-    if slot.executor is None:
-        return
-    slot.executor.shutdown(wait=False, cancel_futures=True)
+    if slot.executor is not None:
+        slot.executor.shutdown(wait=False, cancel_futures=True)
     for process in processes_of(slot.start):
         if process is not slot.process:  # it was to join, or an interrupt ended its start
             _end(process)
@@ -605,7 +719,7 @@ def _shut_down(slot: _Slot) -> None:
         _kill_tree(slot.pid)
         wait([slot.process.sentinel], _EXIT_SECONDS)
     # At interpreter exit `concurrent.futures` wakes its threads, and fails on one that is closing what it sleeps on.
-    for thread in slot.threads:
+    for thread in slot.threads + slot.leaving:
         thread.join(_EXIT_SECONDS)
 
 
@@ -653,12 +767,27 @@ def _send(number: signal.Signals, processes: list[Any]) -> None:
                 process.send_signal(number)
 
 
+def _has_ended(slot: _Slot) -> bool:
+    """Tell whether a worker that has not joined never will: its job is over, or nobody is left to hand it out."""
+    if slot.job is None:
+        return False
+    return slot.job.done() or not any(thread.is_alive() for thread in slot.threads)
+
+
+def _start_failed(error: BaseException) -> WorkerStartFailed:
+    return WorkerStartFailed(f"No worker can be started. {limits.why(error)}")
+
+
 def _warn_of(refused: Sequence[str]) -> None:
-    """Warn the caller of what a worker could not take over; where that would be an error, show it and go on."""
-    message = (
+    """Warn the caller of what a worker could not take over."""
+    _warn(
         f"Workers could not take over from process {os.getpid()}: {'; '.join(refused)}. Tasks run with what the "
         "workers have. Set this before the first worker starts, or use start_method='spawn'."
     )
+
+
+def _warn(message: str) -> None:
+    """Warn the caller; where that would be an error, show it and go on."""
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     except RuntimeWarning:

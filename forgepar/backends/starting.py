@@ -27,21 +27,33 @@ import atexit
 import copyreg
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import process as futures_process
+from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing import context as contexts
-from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, spawn, util
+from multiprocessing import (
+    forkserver,
+    popen_fork,
+    popen_forkserver,
+    popen_spawn_posix,
+    process,
+    resource_tracker,
+    spawn,
+    util,
+)
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
-from forgepar.backends import orphans
+from forgepar.backends import limits, orphans
+from forgepar.backends.fork_server import Instead, with_names
 from forgepar.forking import SENTINEL, free_all_locks, hold_alone, in_child
 
 # Loaded by the fork server, so that no worker has to: what runs in each, and what the executor's part in it needs.
@@ -61,6 +73,46 @@ def context(start_method: str) -> BaseContext:
 def process_of(pid: int) -> BaseProcess | None:
     """Return the process that was started here and has this pid; None where nothing refers to it any more."""
     return _started.get(pid)
+
+
+def make_ready(start_method: str) -> None:
+    """Have those programs run that a start needs beside this one: what fails of that fails before anything is made.
+
+    The tracker that removes semaphores comes first: one that it cannot be told of would stay for ever.
+
+    Raises:
+        OSError: one cannot be started.
+    """
+    if start_method == "forkserver":
+        _server.ensure_running()
+    elif start_method == "spawn":
+        resource_tracker.ensure_running()
+
+
+def start_thread(executor: ProcessPoolExecutor) -> None:
+    """Start the thread by which an executor hands out its job.
+
+    It would do so in another thread of its own, where nobody hears that no more can be started, and wait for ever.
+
+    Raises:
+        RuntimeError: no thread can be started.
+    """
+    queue: Any = executor._call_queue  # type: ignore[attr-defined]
+    with queue._notempty:
+        queue._start_thread()
+
+
+def discard(executor: ProcessPoolExecutor) -> None:
+    """Close what an executor has made that could not start its process or thread; none of its own threads runs."""
+    parts: Any = executor
+    queue, results, wakeup = parts._call_queue, parts._result_queue, parts._executor_manager_thread_wakeup
+    executor.shutdown(wait=False, cancel_futures=True)
+    queue.close()
+    queue.join_thread()
+    queue._thread = None  # one that was not started refers to the queue, which has semaphores
+    wakeup.close()
+    for end in (queue._reader, queue._writer, results._reader, results._writer):
+        end.close()
 
 
 def begin_start() -> object:
@@ -106,22 +158,6 @@ def abandon(threads: Iterable[threading.Thread]) -> None:
                 lock._at_fork_reinit()
 
 
-class _Instead:
-    """A module with some names replaced."""
-
-    def __init__(self, module: ModuleType, **names: Any) -> None:
-        self.__dict__.update(names, _module=module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-def _with(function: Any, **names: Any) -> Any:
-    """Return a function of the standard library that sees some global names replaced."""
-    assert not function.__code__.co_freevars, f"{function} needs more than its globals"
-    return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__)
-
-
 def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
     """Start an interpreter on the code behind its flag -c, with the folders that this one imports from."""
     at = args.index("-c") + 1
@@ -130,12 +166,16 @@ def _spawnv(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
     return util.spawnv_passfds(path, args, descriptors)  # type: ignore[arg-type]
 
 
+def _spawnv_server(path: str, args: list[Any], descriptors: Iterable[int]) -> int:
+    """Start the fork server, with a main function of our own."""
+    at = args.index("-c") + 1
+    assert args[at].startswith(_MAIN), f"the fork server of this Python starts otherwise: {args[at]}"
+    return _spawnv(path, [*args[:at], _OUR_MAIN + args[at].removeprefix(_MAIN), *args[at + 1 :]], descriptors)
+
+
 def _spawnv_process(path: str, args: list[Any], descriptors: Sequence[int]) -> int:
     """Start a process, and tell it which descriptor its parent knows its end by: the last one."""
     return _spawnv(path, [*args, f"{SENTINEL}{descriptors[-1]}"], descriptors)
-
-
-_util = _Instead(util, spawnv_passfds=_spawnv)
 
 
 def _folder() -> str:
@@ -146,16 +186,20 @@ def _folder() -> str:
         return os.sep
 
 
-_spawn = _Instead(
+_spawn = Instead(
     spawn,
-    get_preparation_data=_with(
+    get_preparation_data=with_names(
         spawn.get_preparation_data,
-        sys=_Instead(sys, modules={"__main__": ModuleType("__main__")}),
-        os=_Instead(os, getcwd=_folder),
+        sys=Instead(sys, modules={"__main__": ModuleType("__main__")}),
+        os=Instead(os, getcwd=_folder),
         get_start_method=partial(multiprocessing.get_start_method, allow_none=True),
     ),
 )
-_ensure_running = _with(forkserver.ForkServer.ensure_running, spawn=_spawn, util=_util)
+_MAIN = "from multiprocessing.forkserver import main; "
+_OUR_MAIN = "from forgepar.backends.fork_server import main; "
+_ensure_running = with_names(
+    forkserver.ForkServer.ensure_running, spawn=_spawn, util=Instead(util, spawnv_passfds=_spawnv_server)
+)
 
 
 class _Server(forkserver.ForkServer):
@@ -168,13 +212,33 @@ class _Server(forkserver.ForkServer):
     def __init__(self) -> None:
         super().__init__()
         self.set_forkserver_preload(_PRELOADED)
+        self._most_descriptors = 0.0  # that it may have
 
     def ensure_running(self) -> None:
         try:
-            _ensure_running(self)
+            self._ensure()
         except ChildProcessError:  # it has ended, and the caller has collected all of its children
             self.let_go()
-            _ensure_running(self)
+            self._ensure()
+
+    def connect_to_new_process(self, fds: Any) -> Any:
+        try:
+            return _connect(self, fds)
+        except (ConnectionError, FileNotFoundError):  # it has just ended, or somebody has removed its socket
+            self.let_go()
+            return _connect(self, fds)
+
+    def _ensure(self) -> None:
+        """Have it run, with a descriptor for the end of each worker that this process may have."""
+        before = self._forkserver_pid
+        _ensure_running(self)
+        most = limits.soft_limit()
+        if self._forkserver_pid == before and most > self._most_descriptors:
+            assert before is not None
+            if not limits.share_with(before):
+                self.let_go()
+                _ensure_running(self)
+        self._most_descriptors = most
 
     def let_go(self) -> None:
         """Forget the server, which ends when neither its parent nor a worker holds on to it."""
@@ -185,36 +249,130 @@ class _Server(forkserver.ForkServer):
                 os.close(alive)
 
 
+class _Descriptors:
+    """Those that the start under way has made in this process: one that fails is to leave none."""
+
+    def __init__(self) -> None:
+        self._made: list[int] = []
+        self._spare = -1
+        self.first_pipe = (-1, -1)
+
+    def begin(self) -> None:
+        """Forget those of the start before, which are their process's now."""
+        self._made.clear()
+
+    def pipe(self) -> tuple[int, int]:
+        pair = os.pipe()
+        if not self._made:
+            self.first_pipe = pair
+        self._made += pair
+        return pair
+
+    def reserve(self) -> None:
+        """Make sure of the number that `dup` returns, as that comes too late to fail: the process has been started."""
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._made.append(self._spare)
+
+    def dup(self, number: int) -> int:
+        return os.dup2(number, self._spare, inheritable=False)
+
+    def close(self, number: int) -> None:
+        if number in self._made:
+            self._made.remove(number)
+        os.close(number)
+
+    def open(self, number: int, *args: Any, **options: Any) -> Any:
+        file = open(number, *args, **options)  # noqa: SIM115  (the caller closes it)
+        self._made.remove(number)
+        return file
+
+    def drop(self, popen: Any) -> None:
+        """Close all that the start of a process has made, as it has failed."""
+        finalizer = getattr(popen, "finalizer", None)
+        if finalizer is not None and finalizer.still_active():
+            self._made = [number for number in self._made if number not in finalizer._args]
+            finalizer()
+        while self._made:
+            with suppress(OSError):
+                os.close(self._made.pop())
+
+
+_descriptors = _Descriptors()
+_os = Instead(os, pipe=_descriptors.pipe, dup=_descriptors.dup, close=_descriptors.close)
 _server = _Server()
-_launch_by_server = _with(
+_connect = with_names(forkserver.ForkServer.connect_to_new_process, os=_os)
+
+
+def _read_pid(descriptor: int) -> int:
+    """Read the pid of a process that the fork server was asked for.
+
+    Raises:
+        OSError: the server could not fork.
+        EOFError: the server has ended.
+    """
+    pid: int = forkserver.read_signed(descriptor)
+    if pid < 0:
+        raise OSError(-pid, os.strerror(-pid))
+    return pid
+
+
+def _ask_server(fds: Any) -> Any:
+    _descriptors.reserve()
+    return _server.connect_to_new_process(fds)
+
+
+_launch_by_server = with_names(
     popen_forkserver.Popen._launch,  # type: ignore[attr-defined]
     spawn=_spawn,
-    forkserver=_Instead(forkserver, connect_to_new_process=lambda fds: _server.connect_to_new_process(fds)),
+    os=_os,
+    open=_descriptors.open,
+    forkserver=Instead(forkserver, connect_to_new_process=_ask_server, read_signed=_read_pid),
 )
-_pipes: list[tuple[int, int]] = []  # of the fork under way: the process holds the first one's end until it ends
-
-
-def _pipe() -> tuple[int, int]:
-    _pipes.append(os.pipe())
-    return _pipes[-1]
-
-
+_launch_by_spawn = with_names(
+    popen_spawn_posix.Popen._launch,  # type: ignore[attr-defined]
+    spawn=_spawn,
+    util=Instead(util, spawnv_passfds=_spawnv_process),
+)
 # A registry that is none fails whatever is warned of in this function, and `os.fork` drops what its warning fails with.
-_launch_by_fork = _with(popen_fork.Popen._launch, os=_Instead(os, pipe=_pipe), __warningregistry__=())  # type: ignore[attr-defined]
+_launch_by_fork = with_names(popen_fork.Popen._launch, os=_os, __warningregistry__=())  # type: ignore[attr-defined]
 
 
-class _ForkServerPopen(popen_forkserver.Popen):
-    _launch = _launch_by_server
+class _Undone:
+    """Has a start of a process that fails leave nothing."""
 
+    pid: int
 
-class _SpawnPopen(popen_spawn_posix.Popen):
-    _launch = _with(popen_spawn_posix.Popen._launch, spawn=_spawn, util=_Instead(util, spawnv_passfds=_spawnv_process))  # type: ignore[attr-defined]
-
-
-class _ForkPopen(popen_fork.Popen):
     def _launch(self, process_obj: BaseProcess) -> None:
-        _pipes.clear()
-        _launch_by_fork(self, process_obj)
+        _descriptors.begin()
+        try:
+            self._start_it(process_obj)
+        except BaseException:
+            _descriptors.drop(self)
+            raise
+
+    def _start_it(self, process_obj: BaseProcess) -> None:
+        raise NotImplementedError
+
+
+class _ForkServerPopen(_Undone, popen_forkserver.Popen):
+    _start_it = _launch_by_server
+
+
+class _SpawnPopen(_Undone, popen_spawn_posix.Popen):
+    def _start_it(self, process_obj: BaseProcess) -> None:
+        try:
+            _launch_by_spawn(self, process_obj)
+        except BaseException:
+            pid = getattr(self, "pid", None)
+            if pid is not None:  # it did not take what it was to run
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+            raise
+
+
+class _ForkPopen(_Undone, popen_fork.Popen):
+    _start_it = _launch_by_fork
 
 
 class _Started(BaseProcess):
@@ -272,7 +430,8 @@ class _ForkProcess(_Started, contexts.ForkProcess):
     @staticmethod
     def _after_fork() -> None:
         free_all_locks()
-        hold_alone(_pipes[0][1])  # else the parent would not see this process end while a child of it lives
+        # Else the parent would not see this process end while a child of it lives.
+        hold_alone(_descriptors.first_pipe[1])
         BaseProcess._after_fork()  # type: ignore[attr-defined]
 
 

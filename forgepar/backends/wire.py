@@ -247,9 +247,13 @@ class StreamChannel:
 def listen(address: str, backlog: int) -> socket.socket:
     """Open the parent's socket, as a file that others' permissions on its folder guard."""
     listener = socket.socket(socket.AF_UNIX, _kind())
-    with _short(address) as path:
-        listener.bind(path)
-    listener.listen(backlog)
+    try:
+        with _short(address) as path:
+            listener.bind(path)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 

@@ -763,7 +763,8 @@ def watch_parent() -> None:
     To be called first of all, as the executor's initializer: a worker that is still waiting for `serve` holds both ends
     of the queue that it waits at, and would do so forever.
     """
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="forgepar-watch", daemon=True).start()
+    with suppress(RuntimeError):  # it may have no more threads: the program of `orphans` ends it then
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="forgepar-watch", daemon=True).start()
 
 
 def _end_with_parent(parent_pid: int) -> None:

@@ -43,17 +43,21 @@ def open_arena(n_workers: int = 0, budget: int | None = None) -> Arena:
     for root in {_MEMORY, temporary}:
         _sweep(root)
     spill_folder = _own_folder(temporary)
-    free = _free_memory()
-    if free >= _LEAST_MEMORY and temporary != _MEMORY:
-        most = min(free, available_memory() // 2 if budget is None else budget)
-        with suppress(OSError):  # what `_free_memory` saw may be gone
-            folder = _own_folder(_MEMORY)
-            try:
-                return _furnish(folder, spill_folder, most, n_workers)
-            except BaseException:
-                _discard(folder)
-                raise
-    return _furnish(spill_folder, spill_folder, 0, n_workers)
+    try:
+        free = _free_memory()
+        if free >= _LEAST_MEMORY and temporary != _MEMORY:
+            most = min(free, available_memory() // 2 if budget is None else budget)
+            with suppress(OSError):  # what `_free_memory` saw may be gone
+                folder = _own_folder(_MEMORY)
+                try:
+                    return _furnish(folder, spill_folder, most, n_workers)
+                except BaseException:
+                    _discard(folder)
+                    raise
+        return _furnish(spill_folder, spill_folder, 0, n_workers)
+    except BaseException:
+        _discard(spill_folder)
+        raise
 
 
 def remove_arena(arena: Arena) -> None:
@@ -116,19 +120,36 @@ def _furnish(folder: Path, spill_folder: Path, budget: int, n_workers: int) -> A
 
 def _remove(folder: str | Path) -> None:
     """Remove a folder, its lock last: what a folder without one has is never swept."""
-    with suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            if entry.name == _OWNER:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    os.unlink(entry.path)  # noqa: PTH108
+    if not _empty(folder) and not _empty(folder):  # once more, as descriptors may have been short
+        return  # a later run sweeps it
     with suppress(OSError):
         os.unlink(owner_file(folder))  # noqa: PTH108
     with suppress(OSError):
         os.rmdir(folder)  # noqa: PTH106
+
+
+def _empty(folder: str | Path) -> bool:
+    """Remove all that a folder has but its lock; tell whether that worked."""
+    works = True
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    for entry in entries:
+        try:
+            if entry.name == _OWNER:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108
+        except FileNotFoundError:
+            continue
+        except OSError:
+            works = False
+    return works
 
 
 def _sweep(root: Path) -> None:
