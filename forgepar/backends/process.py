@@ -42,7 +42,7 @@ from forgepar.backends.starting import (
     at_exit,
     begin_start,
     context,
-    discard,
+    let_go,
     make_ready,
     process_of,
     processes_of,
@@ -516,7 +516,7 @@ class ProcessBackend:
             process.join()
         self._close_pipes(slot)
         if slot.executor is not None:
-            discard(slot.executor)
+            let_go(slot.executor)
         slot.executor = slot.job = None
 
     def _tell_of_shortage(self) -> None:
@@ -711,7 +711,7 @@ def _shut_down(slot: _Slot) -> None:
     The executor's own wait has no limit, and at interpreter exit no timer thread can be started to set one.
     """
     if slot.executor is not None:
-        slot.executor.shutdown(wait=False, cancel_futures=True)
+        let_go(slot.executor)
     for process in processes_of(slot.start):
         if process is not slot.process:  # it was to join, or an interrupt ended its start
             _end(process)

@@ -102,9 +102,20 @@ def start_thread(executor: ProcessPoolExecutor) -> None:
         queue._start_thread()
 
 
-def discard(executor: ProcessPoolExecutor) -> None:
-    """Close what an executor has made that could not start its process or thread; none of its own threads runs."""
+def let_go(executor: ProcessPoolExecutor) -> None:
+    """Have an executor end, without waiting for that; one whose start did not come to its end closes what it has."""
+    thread: Any = executor._executor_manager_thread
+    if thread is None or thread.ident is None:
+        _discard(executor)
+    else:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _discard(executor: ProcessPoolExecutor) -> None:
+    """Close what an executor has made whose own thread was not started."""
     parts: Any = executor
+    if parts._call_queue is None:
+        return  # it was shut down
     queue, results, wakeup = parts._call_queue, parts._result_queue, parts._executor_manager_thread_wakeup
     executor.shutdown(wait=False, cancel_futures=True)
     queue.close()
@@ -355,7 +366,13 @@ class _Undone:
 
 
 class _ForkServerPopen(_Undone, popen_forkserver.Popen):
-    _start_it = _launch_by_server
+    def _start_it(self, process_obj: BaseProcess) -> None:
+        try:
+            _launch_by_server(self, process_obj)
+        except BrokenPipeError:
+            if hasattr(self, "sentinel"):
+                _read_pid(self.sentinel)  # where the server could not fork, this raises what it has told of that
+            raise
 
 
 class _SpawnPopen(_Undone, popen_spawn_posix.Popen):
