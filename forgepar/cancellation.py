@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from forgepar.forking import fork_safe
@@ -12,8 +13,9 @@ from forgepar.forking import fork_safe
 class CancellationToken:
     """Says whether something was called off; whoever holds it may call it off.
 
-    A child is called off with its parent, not the other way round. All methods may be called from any thread and from
-    signal handlers.
+    A child is called off with its parent, not the other way round. A parent keeps a child alive only while the child,
+    or a child of its own, has something to call at the end, so a parent may have any number of children in its life.
+    All methods may be called from any thread and from signal handlers.
 
     Args:
         parent: whose end is this token's as well.
@@ -32,9 +34,12 @@ class CancellationToken:
         self._is_cancelled = self._kills = False
         self._ends_at: float | None = None
         self._callbacks: list[Callable[[], None]] = []
+        self._children: weakref.WeakSet[CancellationToken] = weakref.WeakSet()
+        self._kept: set[CancellationToken] = set()  # of the children, those that have something to call
+        self._parent = parent
         if parent is not None:
             self._ends_at = parent.ends_at
-            parent.on_cancel(lambda: self.cancel(kill=parent.kills))
+            parent._adopt(self)
 
     @classmethod
     def with_timeout(cls, seconds: float, parent: CancellationToken | None = None) -> CancellationToken:
@@ -65,7 +70,9 @@ class CancellationToken:
                 return
             self._is_cancelled = True
             self._kills = self._kills or kill
-            callbacks = list(self._callbacks)
+            children, callbacks = list(self._children), list(self._callbacks)
+        for child in children:
+            child.cancel(kill=self._kills)
         for callback in callbacks:
             callback()
 
@@ -94,6 +101,7 @@ class CancellationToken:
         """
         with self._lock:
             self._callbacks.append(callback)
+            self._show_use()
             is_late = self._is_cancelled
         if is_late:
             callback()
@@ -102,5 +110,30 @@ class CancellationToken:
             with self._lock:
                 if callback in self._callbacks:
                     self._callbacks.remove(callback)
+                    self._show_use()
 
         return forget
+
+    def _adopt(self, child: CancellationToken) -> None:
+        """Have a child be called off with this token."""
+        with self._lock:
+            self._children.add(child)
+            is_late = self._is_cancelled
+        if is_late:
+            child.cancel(kill=self._kills)
+
+    def _show_use(self) -> None:
+        """Have the parent keep this token while there is something to call; the lock of this one is held.
+
+        Locks are only ever taken from a child to its parent, so two threads cannot wait for each other.
+        """
+        if self._parent is not None:
+            self._parent._keep(self, is_used=bool(self._callbacks or self._kept))
+
+    def _keep(self, child: CancellationToken, *, is_used: bool) -> None:
+        with self._lock:
+            if is_used:
+                self._kept.add(child)
+            else:
+                self._kept.discard(child)
+            self._show_use()

@@ -26,6 +26,7 @@ from forgepar.plan import Plan
 from forgepar.sinks import report
 
 _MOST_ERRORS = 20  # lines of stderr that are remembered of each slot, for when its worker dies
+_MOST_WARNINGS = 4096  # that are remembered as told, before they may be told again
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,8 @@ class Console:
 
         If the same worker gives it again, the filters want all of them.
         """
+        if len(self._warned) >= _MOST_WARNINGS:
+            self._warned.clear()
         if self._warned.setdefault(payload, slot) == slot:
             category, text, filename, lineno = pickle.loads(payload)
             warnings.showwarning(text, category, filename, lineno)

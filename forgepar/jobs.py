@@ -258,7 +258,7 @@ class Recipe:
         parts: what the callable and the arguments refer to in modules that workers can import.
     """
 
-    __slots__ = ("called", "layout", "number", "options", "parts", "surroundings")
+    __slots__ = ("__weakref__", "called", "layout", "number", "options", "parts", "surroundings")
 
     def __init__(
         self, number: int, called: Called, layout: Layout, surroundings: Moment, parts: Sequence[ModulePart] = ()

@@ -9,8 +9,8 @@ One thread calls all of it.
 
 from __future__ import annotations
 
-import itertools
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -27,22 +27,54 @@ from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
 from forgepar.watch import Watch
 
+_MOST_NAMES = 4096  # that are remembered with their counts, twice: some 1 MB
+
 
 class _ByRecipe:
-    """A column by the number of a recipe, of which most have the same."""
+    """A column by the number of a recipe: what those that are in use say for an option, and 0 or None for others.
 
-    def __init__(self, otherwise: Any) -> None:
+    Args:
+        option: the name of the option.
+        otherwise: what all other recipes have.
+    """
+
+    def __init__(self, option: str, otherwise: Any) -> None:
+        self._option = option
         self._otherwise = otherwise
-        self._known: dict[int, Any] = {}
+        self._recipes: weakref.WeakValueDictionary[int, Recipe] = weakref.WeakValueDictionary()
 
     def __getitem__(self, number: int) -> Any:
-        return self._known.get(number, self._otherwise)
-
-    def __setitem__(self, number: int, value: Any) -> None:
-        self._known[number] = value
+        recipe = self._recipes.get(number)
+        return self._otherwise if recipe is None else getattr(recipe.options, self._option)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._known.values())
+        return iter([getattr(recipe.options, self._option) for recipe in self._recipes.values()])
+
+    def add(self, recipe: Recipe) -> None:
+        self._recipes[recipe.number] = recipe
+
+
+class _Ordinals:
+    """Counts the jobs of each name, for as many names as were used of late.
+
+    A name that was forgotten goes on behind the highest count of those, so that no two jobs have one name and ordinal.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._earlier: dict[str, int] = {}  # those that were not used since `_counts` was last full
+        self._forgotten = 0
+
+    def next(self, name: str) -> int:
+        """Return the ordinal of a new job."""
+        ordinal = self._counts.get(name)
+        if ordinal is None:
+            ordinal = self._earlier.pop(name, self._forgotten)
+            if len(self._counts) >= _MOST_NAMES:
+                self._forgotten = max(self._forgotten, *self._earlier.values(), 0)
+                self._earlier, self._counts = self._counts, {}
+        self._counts[name] = ordinal + 1
+        return ordinal
 
 
 class Roll:
@@ -65,12 +97,12 @@ class Roll:
     def __init__(self, backend: Backend, arena: Arena) -> None:
         self.jobs: dict[int, Job] = {}
         self.ready = Ready()
-        self.timeouts = _ByRecipe(None)
-        self.memories = _ByRecipe(0)
+        self.timeouts = _ByRecipe("timeout", None)
+        self.memories = _ByRecipe("memory", 0)
         self.is_killed = False
         self._free: dict[int, int] = {}  # by job, how many attempts its retries do not pay for
         self._arena = arena
-        self._counts: dict[str, itertools.count[int]] = {}
+        self._ordinals = _Ordinals()
         self._plan = cast("Plan", self)  # as far as these look at one
         self.watch = Watch(self._plan, RunPolicy(), backend)
         self.memory = Memory(self._plan, backend, Guard(), watches=backend.ends_workers)
@@ -86,7 +118,7 @@ class Roll:
 
     def enter(self, job: Job) -> None:
         """Take in a job; it is ready, or waits for those whose values it takes."""
-        job.ordinal = next(self._counts.setdefault(job.recipe.called.base, itertools.count()))
+        job.ordinal = self._ordinals.next(job.recipe.called.base)
         self.jobs[job.number] = job
         if not self._heed(job):
             return
@@ -188,7 +220,7 @@ class Roll:
         """Take in what a job is limited to; return whether it can ever be run."""
         number, options = job.recipe.number, job.recipe.options
         if options.timeout is not None and self.timeouts[number] is None:
-            self.timeouts[number] = options.timeout
+            self.timeouts.add(job.recipe)
             self.watch.grow(self._plan)
         if options.memory is None or self.memories[number]:
             return True
@@ -199,7 +231,7 @@ class Roll:
             )
             self.give_up(job, InsufficientMemory(message, task=name, needed=options.memory, available=most))
             return False
-        self.memories[number] = options.memory
+        self.memories.add(job.recipe)
         self.memory.grow(self._plan)
         return True
 

@@ -27,6 +27,7 @@ from forgepar.values.segment import Segment
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.1  # behind it a second batch waits; what stalls there goes to a slot that idles (claims.py)
 _MOST_CALLABLES = 4096  # a worker holds, each layout and surroundings counted, before it is told to forget all
+_MOST_KINDS = 4096  # of callables with a duration, before all are forgotten and measured anew
 _NO_KEY = object()
 
 
@@ -182,6 +183,9 @@ class Supply:
     def _kind(self, recipe: Recipe) -> int:
         kind = self._kinds.get(recipe.called.kind)
         if kind is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                self._kinds.clear()
+                self._durations = Durations(0)
             kind = self._kinds[recipe.called.kind] = len(self._kinds)
             self._durations.grow(len(self._kinds))
         return kind

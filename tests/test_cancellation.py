@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from conftest import PATIENCE, own_arenas, wait_until
 
 import forgepar as fp
-from forgepar.events import WorkflowCancelled, WorkflowTaskFailed
+from forgepar.events import WorkflowCancelled, WorkflowTaskCompleted, WorkflowTaskFailed
 
 # The token
 
@@ -76,6 +77,81 @@ def test_a_signal_handler_may_call_it_off_while_the_token_is_busy():
     token.on_cancel(lambda: token.cancel(kill=True))  # from within, as a handler would
     token.cancel()
     assert token.kills
+
+
+def live_tokens():
+    gc.collect()
+    return sum(isinstance(thing, fp.CancellationToken) for thing in gc.get_objects())
+
+
+def test_a_parent_keeps_no_children_that_nobody_uses():
+    parent, before = fp.CancellationToken(), live_tokens()
+    for _ in range(1000):
+        parent.child().child().on_cancel(list)()  # what is forgotten again
+    held = parent.child()
+    assert live_tokens() == before + 1
+    assert len(parent._children) == 1
+    parent.cancel()
+    assert held.is_cancelled
+
+
+def test_a_run_leaves_no_token_behind():
+    parent, before = fp.CancellationToken(), live_tokens()
+    for _ in range(5):
+        wf = fp.Workflow()
+        wf.add(abs, -1)
+        wf.run(backend="inline", cancel=parent.child())
+    assert live_tokens() == before
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_child_that_only_its_callback_needs_is_still_called_off(kill):
+    parent, told = fp.CancellationToken(), []
+    parent.child().child().on_cancel(lambda: told.append("grandchild"))
+    forget = parent.child().on_cancel(lambda: told.append("forgotten"))
+    kept = parent.child().child().child()  # holds those between
+    gc.collect()
+    forget()
+    parent.cancel(kill=kill)
+    assert told == ["grandchild"]
+    assert (kept.is_cancelled, kept.kills) == (True, kill)
+
+
+def test_a_run_by_a_child_that_nobody_else_holds_is_called_off():
+    parent = fp.CancellationToken()
+
+    def call_off(event):
+        if isinstance(event, WorkflowTaskCompleted):
+            gc.collect()
+            parent.cancel()
+
+    wf = fp.Workflow()
+    value = -1
+    for _ in range(20):
+        value = wf.add(abs, value)
+    result = wf.run(backend="inline", cancel=parent.child(), audit=call_off)
+    assert result.status == "cancelled"
+
+
+def test_threads_that_make_and_cancel_children_do_not_wait_for_each_other():
+    parent = fp.CancellationToken()
+    told = []
+
+    def live():
+        for _ in range(300):
+            child = parent.child()
+            forget = child.child().on_cancel(lambda: told.append(1))
+            child.cancel()
+            forget()
+
+    threads = [threading.Thread(target=live) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(told) == 4 * 300
+    assert len(parent._kept) == 0
 
 
 # Runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import gc
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import weakref
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +24,7 @@ import pytest
 from conftest import PATIENCE, is_gone, own_arenas, wait_until
 
 import forgepar as fp
+from forgepar import recipes, roll, supply
 
 METHODS = ["forkserver", "spawn", "fork"]
 _initialized: list[object] = []
@@ -418,6 +421,54 @@ def test_thousands_of_callables_do_not_stay_in_workers(monkeypatch):
         assert [future.result() for future in doubles] == [2 * i for i in range(200)]
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda i: fp.task(abs).options(name=f"job-{i}"),
+        lambda i: fp.task(abs).options(name=f"job-{i}", timeout=60.0),
+        lambda i: fp.task(abs).options(name=f"job-{i}", memory=2**30 + i),
+        lambda i: named_partial(f"job-{i}"),
+    ],
+    ids=["name", "timeout", "memory", "partial"],
+)
+def test_names_that_do_not_come_again_take_no_memory(monkeypatch, made):
+    for module, bound in ((roll, "_MOST_NAMES"), (supply, "_MOST_KINDS"), (supply, "_MOST_CALLABLES")):
+        monkeypatch.setattr(module, bound, 20)
+    monkeypatch.setattr(recipes, "_MOST_REMEMBERED", 20)
+    n_jobs = 400
+    with fp.ForgeExecutor(workers=1, start_method="fork") as executor:
+
+        def traced_after(begin):
+            for first in range(begin, begin + n_jobs, 100):
+                jobs = [executor.submit(made(i), -i) for i in range(first, first + 100)]
+                assert [job.result() for job in jobs] == list(range(first, first + 100))
+            del jobs
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            before = traced_after(0)
+            grown = traced_after(n_jobs) - before
+        finally:
+            tracemalloc.stop()
+    assert grown < 60 * n_jobs  # a name with its count takes 150 bytes; what is bounded swings by some KiB
+
+
+def named_partial(name):
+    made = functools.partial(abs)
+    made.__name__ = name
+    return made
+
+
+def test_ordinals_do_not_come_again_when_names_are_forgotten(monkeypatch):
+    monkeypatch.setattr(roll, "_MOST_NAMES", 3)
+    ordinals = roll._Ordinals()
+    told = [(name, ordinals.next(name)) for i in range(40) for name in ("often", "often", f"name-{i % 11}")]
+    assert len(set(told)) == len(told)
+    assert [ordinal for name, ordinal in told if name == "often"] == list(range(80))
+
+
 def test_jobs_print_here(capsys, caplog):
     def say():
         sys.stdout.write("a line\n")
@@ -645,6 +696,7 @@ def test_a_program_ends_when_what_it_submitted_has(method, tmp_path):
 import sys, time
 from pathlib import Path
 import forgepar as fp
+from forgepar import recipes, roll, supply
 
 def write(path):
     time.sleep(0.3)
@@ -664,6 +716,7 @@ def test_nothing_is_submitted_once_the_interpreter_ends():
     script = """
 import atexit
 import forgepar as fp
+from forgepar import recipes, roll, supply
 
 def late():
     try:
