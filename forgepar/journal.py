@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 from forgepar.events import (
     Event,
@@ -51,6 +51,9 @@ class EventLog(Sequence[Event]):
         self._entries: list[Entry] = []
         self._ends = array("q")  # the number behind the last event of each entry
         self._n_events = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": self._plan.outline}
 
     def grow(self, plan: Plan) -> None:
         """Know the names of more tasks; those there were keep theirs."""

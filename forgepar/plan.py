@@ -98,6 +98,16 @@ class StandIns:
         plan.templates = (*plan.templates, *rows)
 
 
+class _Unloaded:
+    """In place of a function of which only the name is kept."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("a copy of a result has no functions, only their names")
+
+
 class Plan:
     """A workflow frozen as columns.
 
@@ -202,6 +212,22 @@ class Plan:
         new._after = np.concatenate([self._after, after, first])
         new.layers  # noqa: B018  (they cannot be had of a cycle)
         return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+
+    @cached_property
+    def outline(self) -> Plan:
+        """The same tasks, names and dependencies without functions, options and arguments: what a record needs."""
+        made = object.__new__(Plan)
+        made.__dict__ = {
+            **self.__getstate__(),
+            "specs": tuple([Spec(_Unloaded(base_name(spec.fn)), Options(), spec.base) for spec in self.specs]),
+            "templates": tuple([TemplateRow(row.spec, row.layout, {}) for row in self.templates]),
+            "callables": [_Unloaded(base_name(fn)) for fn in self.callables],
+            "constants": [],
+        }
+        return made
 
     @cached_property
     def graph(self) -> Adjacency:

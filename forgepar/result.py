@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from forgepar.backends.exceptions import Portable
 from forgepar.errors import MissingResult, ResultReleased
 from forgepar.escaping import escaped, escaped_line
 from forgepar.events import Event, WorkflowTaskFailed, WorkflowTaskRetried, WorkflowToolFallback
@@ -25,7 +26,7 @@ from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, LayerRow, RunTable
 from forgepar.standing import Standing, TaskStanding, error_text
 from forgepar.values.arena import Arena
-from forgepar.values.codec import Wire, is_segment
+from forgepar.values.codec import Wire, dumps, is_segment
 
 _MOST_NAMED = 100_000  # tasks whose durations are told one by one
 
@@ -120,6 +121,9 @@ class Ledger:
         self.cpu_seconds = 0.0
         self.peak_rss = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "errors": {task: Portable(error) for task, error in self.errors.items()}}
+
     def grow(self, n_tasks: int) -> None:
         """Make room for more tasks."""
         more = Ledger(n_tasks - len(self.start))
@@ -155,15 +159,33 @@ class Outputs:
         if type(value) is not tuple:
             return value
         if task not in self._decoded:
-            stream, *buffers = self._mapped.get(task) or [value[0]]
+            stream, *buffers = self._mapped.get(task) or value
             self._decoded[task] = pickle.loads(stream, buffers=buffers)
         return self._decoded[task]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the values as pickles that need no arena. What was looked up is pickled as it is now."""
+        held = {task: [bytes(part) for part in parts] for task, parts in self._mapped.items()}
+        for task, value in self._decoded.items():
+            try:
+                held[task] = _pickled(value)
+            except Exception:
+                if task not in held and is_segment(self._values[task]):
+                    raise  # it was detached, so this was all there is
+        return {"_kept": self._kept, "_values": self._values, "_mapped": held, "_decoded": {}}
 
     def detach(self) -> None:
         """Decode all large values anew, into memory of their own that can be written."""
         for task, (stream, *buffers) in self._mapped.items():
             self._decoded[task] = loads_own(stream, buffers)
         self._mapped.clear()
+
+
+def _pickled(value: Any) -> list[Any]:
+    """Return a pickle of a value, and behind it the buffers beside it; those that can be written stay so."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = dumps(value, buffers)
+    return [stream, *((bytes if raw.readonly else bytearray)(raw) for raw in (buffer.raw() for buffer in buffers))]
 
 
 class Writers:
@@ -179,6 +201,9 @@ class RunResult:
     Values are looked up by handle or name; a list of handles, or what `Workflow.map` returned, gives a list. Only
     outputs are there: by default the values that no other task took. Handles are those of the workflow that was run,
     which may have grown since.
+
+    A result can be pickled and copied. What is loaded has its values in memory of its own, knows the same handles, and
+    holds the names of functions in place of the functions.
 
     Attributes:
         run_id: the run's id, text of its own.
@@ -222,6 +247,15 @@ class RunResult:
         self.peak_rss = ledger.peak_rss
         self.not_stored: Mapping[str, str] = {}
         self.addresses = ledger.addresses
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_plan": self._plan.outline}
+        del state["errors"]  # the ledger has them
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.errors = {self._plan.name(task): error for task, error in self._ledger.errors.items()}
 
     @property
     def ok(self) -> bool:
@@ -505,6 +539,9 @@ class _Names(Sequence[str]):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+
+    def __reduce__(self) -> Any:
+        return _Names, (self._plan.outline,)
 
     def __len__(self) -> int:
         return self._plan.n_tasks

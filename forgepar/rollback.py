@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forgepar.backends.exceptions import is_kind
+from forgepar.backends.exceptions import Portable, is_kind
 from forgepar.plan import IntArray, Plan, Tasks, as_tasks
 from forgepar.runstate import SecondOutcome, Status
 from forgepar.standing import error_text
@@ -37,6 +37,13 @@ class RollbackReport:
     n_without: int = 0
     _without: Callable[[], Iterable[str]] = field(default=tuple, repr=False, compare=False)
 
+    def __reduce__(self) -> Any:
+        failed = {name: Portable(error) for name, error in self.failed.items()}
+        return _report, (self.compensated, failed, self.skipped)
+
+    def __copy__(self) -> RollbackReport:
+        return self  # it never changes
+
     @property
     def skipped(self) -> tuple[str, ...]:
         """Names of the tasks that were to be undone and have no ``compensate``."""
@@ -50,6 +57,10 @@ class RollbackReport:
     def __str__(self) -> str:
         text = f"{len(self.compensated)} compensated, {len(self.failed)} failed, {self.n_without} without compensation"
         return text + "".join(f"\n  {name}: {error_text(error)}" for name, error in self.failed.items())
+
+
+def _report(compensated: tuple[str, ...], failed: dict[str, Exception], skipped: tuple[str, ...]) -> RollbackReport:
+    return RollbackReport(compensated, failed, len(skipped), lambda: skipped)
 
 
 class Rollback:
