@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from forgepar.arguments import ATOMS
 from forgepar.cancellation import CancellationToken
 from forgepar.daskstep import Kept, Node, Step, packed
-from forgepar.errors import WorkflowFailed, add_note
+from forgepar.errors import WorkflowFailed, add_note, is_system_error
 from forgepar.events import Event, WorkflowTaskCompleted, WorkflowTaskFailed, WorkflowTaskStarted
 from forgepar.executor import WorkflowExecutor
 from forgepar.forking import fork_safe
@@ -165,7 +165,8 @@ class _Declared:
         try:
             node = packed(Node(node, names, known), self.found)
         except Exception as error:
-            error.add_note(f"the node {key!r} of the Dask graph cannot be pickled, so it cannot go to a worker.")
+            told = "could not be read when it was" if is_system_error(error) else "cannot be"
+            add_note(error, f"the node {key!r} of the Dask graph {told} pickled, so it cannot go to a worker.")
             raise
         self.handles[key] = self.workflow.add(step, node, *map(self._argument, names))
         self.keys.append(key)

@@ -387,6 +387,14 @@ def text_of(value: object) -> str:
         return "(its text cannot be had: its __str__ raises)"
 
 
+def is_system_error(error: BaseException) -> bool:
+    """Tell whether an error is about the machine (a full disk, a missing folder, memory), not about a value at hand.
+
+    Pickling a value that refuses to be pickled may raise anything; what this accepts is to be passed on as it is.
+    """
+    return isinstance(error, (OSError, MemoryError)) and not isinstance(error, ValueError)  # io.UnsupportedOperation
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to any exception.
 

@@ -208,6 +208,8 @@ class WorkflowExecutor:
             StoreError: the store cannot be used as it is, or (`StoreBusy`) another run of the workflow goes in it.
             WorkflowFailed: a task failed; ``.exceptions`` are the tasks' own, ``.result`` has what was done.
             WorkerStartFailed: worker processes end before they take work, or the system lets this process have none.
+            OSError: an argument could not be read when it was pickled, or be written to shared memory (`ArenaFull`:
+                for want of room).
             WrongProcess: this process was forked from the one that the workers belong to.
             KeyboardInterrupt: the workers are killed; the next run starts new ones.
             SystemExit: the same, at a SIGTERM that the program does not handle itself.

@@ -6,7 +6,7 @@ import pickle
 
 from forgepar.backends.base import Lost
 from forgepar.backends.wire import Failure
-from forgepar.errors import RemoteError, UnpicklableResult, WorkerDied, text_of
+from forgepar.errors import RemoteError, UnpicklableResult, WorkerDied, add_note, is_system_error, text_of
 from forgepar.machine import as_text
 from forgepar.poolerrors import exited, in_pool, unreadable, with_traceback
 from forgepar.programs import how_it_ended
@@ -17,7 +17,7 @@ def raised(failure: Failure) -> Exception:
     error = pickle.loads(failure.pickled) if failure.pickled is not None else None
     if isinstance(error, Exception):
         return error
-    message = f"{failure.type_name}: {failure.text} (the exception itself cannot be pickled)"
+    message = f"{failure.type_name}: {failure.text} (the exception itself cannot be sent)"
     return RemoteError(message, type_name=failure.type_name, text=failure.text)
 
 
@@ -25,6 +25,9 @@ def raised_by_job(failure: Failure) -> BaseException:
     """Return what a job's future fails with: as `raised`, but a `KeyboardInterrupt` and its like as they are."""
     error = raised(failure)
     if failure.is_unread:
+        if is_system_error(error):
+            add_note(error, "raised while an argument was being unpickled in the worker")
+            return with_traceback(error, failure.traceback)
         return unreadable(error)
     if failure.original is None:
         return with_traceback(in_pool(error) if isinstance(error, UnpicklableResult) else error, failure.traceback)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from forgepar.arguments import Layout
 from forgepar.backends.surroundings import Moment
+from forgepar.errors import add_note, is_system_error
 from forgepar.forking import fork_safe
 from forgepar.pickling import loads_own
 from forgepar.poolerrors import PoolUnreadable
@@ -104,7 +105,7 @@ class JobFuture(Future[Any]):
         self._stored: Stored | None = None
         self._parts: Sequence[Any] = ()
         self._value: Any = None
-        self._unreadable: PoolUnreadable | None = None
+        self._unreadable: BaseException | None = None
 
     def cancel(self) -> bool:
         """Cancel the job if no worker has it yet."""
@@ -160,7 +161,12 @@ class JobFuture(Future[Any]):
             self.set_result(wire)
             return
         if is_segment(wire):
-            self._parts = arena.read(wire)  # mapped now, as the arena may go before anybody looks
+            try:
+                self._parts = arena.read(wire)  # mapped now, as the arena may go before anybody looks
+            except OSError as error:
+                add_note(error, "raised while the job's result was being read from shared memory")
+                self.set_exception(error)
+                return
             self._stored = Stored(self.owner, wire, keep=False)
         else:
             self._parts = wire
@@ -189,6 +195,10 @@ class JobFuture(Future[Any]):
                     own = self.copies
                     self._value = loads_own(stream, buffers) if own else pickle.loads(stream, buffers=buffers)
                 except BaseException as error:  # SystemExit, too: it is data that raises it
+                    if is_system_error(error):
+                        add_note(error, "raised while the job's result was being unpickled")
+                        self._unreadable = error
+                        return
                     self._unreadable = PoolUnreadable(
                         f"the job's result cannot be unpickled here ({type(error).__name__}: {error}). "
                         "Return plain data, or what this process can import."

@@ -14,7 +14,7 @@ from typing import Any
 
 from forgepar.arguments import CONSTANT, NESTED, REFERENCE, Hole, Layout, lift
 from forgepar.backends.surroundings import Lookout, Moment
-from forgepar.errors import WorkflowError
+from forgepar.errors import WorkflowError, add_note, is_system_error
 from forgepar.forking import fork_safe
 from forgepar.jobs import Called, CallerState, Job, JobFuture, Owner, Recipe, Stored
 from forgepar.pickling import Found, dumps_by_value
@@ -109,7 +109,11 @@ class Recipes:
         try:
             pickled = dumps_by_value(shipped, found=found)
         except Exception as error:
-            error.add_note(f"the callable itself cannot be pickled: {culprit(shipped, error)}")
+            is_of_system = is_system_error(error)
+            told = (
+                "could not be read to be pickled" if is_of_system else f"cannot be pickled: {culprit(shipped, error)}"
+            )
+            add_note(error, f"the callable itself {told}")
             raise
         called = self._by_content(fn, pickled, options, self._state_of(found))
         if _is_by_name(shipped, pickled):
@@ -224,7 +228,8 @@ class _Loading:
             wire = self._recipes.encode(lifted, self._where, self.found)
         except Exception as error:
             name = f"args[{position}]" if isinstance(position, int) else f"kwargs[{position!r}]"
-            error.add_note(f"{name} is a {type(value).__name__} that cannot be pickled")
+            told = "could not be read or written when it was" if is_system_error(error) else "cannot be"
+            add_note(error, f"{name} is a {type(value).__name__} that {told} pickled")
             raise
         if is_segment(wire):
             self.held.append(self._recipes.store(wire, is_shared=self._where is not None))

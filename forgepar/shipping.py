@@ -18,7 +18,14 @@ from forgepar.backends.surroundings import Moment
 from forgepar.backends.wire import Batch, Template
 from forgepar.columns import distinct_places
 from forgepar.contexts import RunFacts
-from forgepar.errors import RemoteError, UnpicklableArgument, UnpicklableCallable, text_of
+from forgepar.errors import (
+    RemoteError,
+    UnpicklableArgument,
+    UnpicklableCallable,
+    add_note,
+    is_system_error,
+    text_of,
+)
 from forgepar.pickling import Found, dumps_by_value
 from forgepar.plan import IntArray, Plan, Tasks, as_index
 from forgepar.standing import error_text
@@ -192,9 +199,10 @@ class Shipment:
         """Note what a task failed with, for what handles it."""
         try:
             self._caught[task] = encode(Portable(error), self._arena)
-        except Exception:
+        except Exception as fault:
+            why = f"sent: {type(fault).__name__}: {text_of(fault)}" if is_system_error(fault) else "pickled"
             stand_in = RemoteError(
-                f"{error_text(error)} (the exception itself cannot be pickled)",
+                f"{error_text(error)} (the exception itself cannot be {why})",
                 type_name=f"{type(error).__module__}.{type(error).__qualname__}",
                 text=text_of(error),
             )
@@ -448,6 +456,9 @@ def _pickle_callable(plan: Plan, number: int, found: Found) -> bytes:
     except Exception as error:
         of_template = np.array([number in plan.callables_for(template) for template in range(len(plan.templates))])
         name = plan.name(int(np.argmax(of_template[plan.template_of])))
+        if is_system_error(error):
+            add_note(error, f"raised while the callable of task {name!r} was being pickled")
+            raise
         raise UnpicklableCallable(
             f"task {name!r} has a callable that cannot be pickled: {culprit(shipped, error)}. "
             "Open files and connections, and make locks, inside the task.",
@@ -464,6 +475,9 @@ def _check(value: Any, plan: Plan, template: int | None, position: str, found: F
             task = int(np.argmax(plan.template_of == template))
         name = plan.name(task)
         kind = type(value).__name__
+        if is_system_error(error):
+            add_note(error, f"raised while {position} of task {name!r}, a {kind}, was being pickled")
+            raise
         raise UnpicklableArgument(
             f"task {name!r} got an argument that cannot be pickled: {position} is a {kind} "
             f"({culprit(value, error)}). Give what it is made from, and make it inside the task.",

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.audit import event_of
-from forgepar.errors import MissingResult, StoreError, UnknownTask, WrongProcess
+from forgepar.errors import MissingResult, StoreError, UnknownTask, WrongProcess, is_system_error, text_of
 from forgepar.events import (
     Event,
     WorkflowTaskCached,
@@ -347,6 +347,11 @@ class StoredRun:
         except StoreError:
             raise
         except Exception as error:
+            if is_system_error(error):
+                raise StoreError(
+                    f"the value of task {name!r} could not be read ({type(error).__name__}: {text_of(error)}).",
+                    path=str(self._store.path),
+                ) from error
             raise StoreError(
                 f"the value of task {name!r} cannot be unpickled here ({type(error).__name__}: {error}). It needs the "
                 "modules that it was made with: ask where they can be imported, as with PYTHONPATH.",

@@ -4,7 +4,8 @@
     parent <-- Hello ---- worker          once, on connecting
     parent <-- Reply ---- worker          every 10 ms of work, and at the end of a batch; tasks with effects each
 
-No message is longer than MESSAGE_LIMIT: a longer one goes through a segment and the message names it. The socket buffer
+No message is longer than MESSAGE_LIMIT: a longer one goes through a segment and the message names it; a reply for which
+the arena has no room is sent in parts. The socket buffer
 (208 KiB on Linux) then holds the two batches a worker may have waiting, so the parent never blocks in a send, and a
 worker that does is read from in the end: neither can wait for the other.
 """
@@ -34,9 +35,11 @@ AWAKE_SECONDS = 0.00015
 # A packet socket keeps messages apart by itself, so that one system call each way moves one; only Linux has it for
 # sockets of the file system. Elsewhere a stream with lengths before the messages does, in two calls to read one.
 _HAS_PACKETS = sys.platform == "linux"
-_RECEIVE = MESSAGE_LIMIT + 1  # bytes asked for, so that a message too long would show
+_LONGEST = MESSAGE_LIMIT + 4096  # of a reply where the arena has no room: one value that travels inside, and the rest
+_RECEIVE = _LONGEST + 1  # bytes asked for, so that a message too long would show
 _LONGEST_ADDRESS = 100  # bytes that the path of a socket may have on every system
 _OPEN_FILES = "/proc/self/fd"
+_MOST_TEXT = 2000  # characters of an error whose whole text finds no room
 _IN_SEGMENT = b"@"  # never the first byte of a pickle
 
 
@@ -305,6 +308,47 @@ def pack(message: Message, arena: Arena) -> bytes:
     if len(data) <= MESSAGE_LIMIT:
         return data
     return _IN_SEGMENT + pickle.dumps(arena.write([data]), protocol=5)
+
+
+def pack_whole(message: Message) -> bytes:
+    """Pickle a message that is short enough to need no segment."""
+    return pickle.dumps(tuple(message), protocol=5)
+
+
+def shortened(reply: Reply) -> Iterator[Reply]:
+    """Yield a reply as several that need no segment, for when the arena has no room for a long message.
+
+    What a task returned is worth more than how its error looks: of that, the text is cut.
+    """
+    n, failure = len(reply.values), reply.failure
+    if len(pack_whole(reply)) <= _LONGEST:
+        yield reply
+    elif n > 1:
+        k, marks = n // 2, memoryview(reply.marks).cast("d")
+        yield from shortened(
+            reply._replace(
+                values=reply.values[:k],
+                marks=marks[: k + 1].tobytes(),
+                failure=None,
+                ended=False,
+                subflows=[pair for pair in reply.subflows if pair[0] < k],
+            )
+        )
+        yield from shortened(
+            reply._replace(
+                first=reply.first + k,
+                values=reply.values[k:],
+                marks=marks[k:].tobytes(),
+                cpu_seconds=0.0,
+                subflows=[(place - k, wire) for place, wire in reply.subflows if place >= k],
+            )
+        )
+    else:
+        assert failure is not None, "a value that travels inside a message is short enough for one"
+        failure = failure._replace(text=failure.text[:_MOST_TEXT], traceback=failure.traceback[-_MOST_TEXT:])
+        if len(pack_whole(reply._replace(failure=failure))) > _LONGEST:
+            failure = failure._replace(pickled=None, original=None)
+        yield reply._replace(failure=failure)
 
 
 def unpack(data: bytes, kind: type[AnyMessage], arena: Arena) -> AnyMessage:

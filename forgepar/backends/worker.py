@@ -33,9 +33,21 @@ from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board,
 from forgepar.backends.joblibname import know_the_name
 from forgepar.backends.output import PROGRESS, UNKNOWN_TASK, Capture, Voice, open_pipes
 from forgepar.backends.surroundings import Follower, Rule, Surroundings, begin_as
-from forgepar.backends.wire import Batch, Channel, Failure, Hello, Reply, Template, connect, pack, unpack
+from forgepar.backends.wire import (
+    Batch,
+    Channel,
+    Failure,
+    Hello,
+    Reply,
+    Template,
+    connect,
+    pack,
+    pack_whole,
+    shortened,
+    unpack,
+)
 from forgepar.contexts import RunFacts, RunProgress, TaskContext
-from forgepar.errors import ArenaFull, TaskExited, UnpicklableResult, add_note, text_of
+from forgepar.errors import TaskExited, UnpicklableResult, add_note, is_system_error, text_of
 from forgepar.forking import SENTINEL, hold_alone, in_child
 from forgepar.pickling import loads_own
 from forgepar.startstate import StartState
@@ -123,7 +135,13 @@ def _serve(address: str, slot: int, place: Place) -> None:
         parent.send(pack(Hello(slot, os.getpid(), _refused), arena))
         while message := parent.receive_awake():
             for reply in worker.run(unpack(message, Batch, arena)):
-                parent.send(pack(reply, arena))
+                try:
+                    message = pack(reply, arena)
+                except (OSError, MemoryError):  # the tasks are done: that must not be lost for want of room
+                    for part in shortened(reply):
+                        parent.send(pack_whole(part))
+                else:
+                    parent.send(message)
     except ConnectionError:
         return  # the parent hung up
     finally:
@@ -501,10 +519,11 @@ class Worker:
     def _encoded(self, value: Any) -> Wire:
         try:
             return encode(value, self._arena)
-        except ArenaFull:
-            raise
         except Exception as error:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            if is_system_error(error):
+                add_note(error, f"raised while what the task returned, a {kind}, was being sent back")
+                raise
             message = (
                 f"the task returned a {kind} that cannot be pickled ({type(error).__name__}: {error}). "
                 "Return plain data, and open files, connections and locks inside the task that uses them."

@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from forgepar.errors import ArenaFull, WrongProcess
+from forgepar.errors import ArenaFull, WrongProcess, add_note
 from forgepar.values.files import is_unmapped, lock, make, map_to_read, map_to_write, open_to_read, reserve, write_all
 from forgepar.values.meter import Meter, Row
 from forgepar.values.segment import ALIGNMENT, LEAST_KEPT, Segment, maker_of, name_of, names_of, size_class, size_of
@@ -207,9 +207,13 @@ class Arena:
                         f"{self.place.spill_folder} ({error}). Give more memory_budget=, keep fewer outputs, or "
                         "point TMPDIR to a larger disk."
                     ) from error
+                add_note(error, f"raised while a value of {n_bytes} bytes was being written to {self._folder_of(name)}")
                 raise
             return name, descriptor
         raise AssertionError("the last candidate is on disk, and its failure was raised")
+
+    def _folder_of(self, name: str) -> str:
+        return self._folders[name[0]].rstrip(os.sep)
 
     def _candidates(self, size: int) -> Iterator[tuple[str, int]]:
         """Yield opened segments to try, the best first; whoever does not use one frees it."""
@@ -225,9 +229,10 @@ class Arena:
         name = name_of(kind, size, os.getpid(), next(_counter))
         try:
             descriptor = make(self._folders[kind[0]] + name)
-        except OSError:
+        except OSError as error:
             if kind[0] == "m":
                 self._meter.add(Row.MADE, -size)
+            add_note(error, f"raised while a file for a large value was being made in {self._folders[kind[0]]}")
             raise
         if kind[0] == "m":
             self._meter.see_peak(self.place.budget)
@@ -255,7 +260,11 @@ class Arena:
             os.rename(self._idle_folder + found, path)  # noqa: PTH104
         except FileNotFoundError:
             return None  # somebody else was quicker
-        descriptor = os.open(path, os.O_RDWR)
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except OSError:
+            os.rename(path, self._idle_folder + found)  # noqa: PTH104
+            return None
         if is_unmapped(descriptor):
             self._meter.add(Row.REUSED, size)
             return name, descriptor

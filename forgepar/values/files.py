@@ -26,17 +26,22 @@ _SHARED_AND_FILLED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 
 def make(path: str) -> int:
     """Open a new file that only its owner may read."""
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    return _open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
 
 
 def open_to_read(path: str) -> int:
+    """Open a file to read it."""
+    return _open(path, os.O_RDONLY)
+
+
+def _open(path: str, flags: int) -> int:
     """Open a file, letting this process have more files open if it must."""
     try:
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno != errno.EMFILE or not _raise_descriptor_limit():
             raise
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, flags, 0o600)
 
 
 def _raise_descriptor_limit() -> bool:
