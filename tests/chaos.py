@@ -1,0 +1,595 @@
+"""Random workflows and jobs under random faults, run by seed: `python tests/chaos.py SEED ...`, or FIRST:LAST.
+
+    conductor ── starts ──> program ── runs ──> workflows and jobs of `chaos_graphs`, one seed after the other
+        │                      └─ "begin SEED", "end SEED" ──┐
+        └── kills and stops its workers, it itself, fills and removes its folders <──┘
+
+A program checks each of its runs (`chaos_checks`), and what is left of it: children, threads, descriptors, files,
+memory. The conductor sees whether it ends in time, and what it leaves behind. A program that is to be interrupted or
+killed has one seed to itself, and a second one goes on with its store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chaos_checks as checks
+import chaos_graphs as graphs
+import psutil
+
+import forgepar as fp
+from forgepar.values import folders
+
+WITH_LIMITS = False  # programs that may have few descriptors or processes only
+PATIENCE = 90.0  # seconds after which a seed hangs
+GROWTH = 64 << 20  # bytes that the memory of a program may grow by over its runs, but for the first few
+_MARK = "CHAOS_PROGRAM"  # environment variable by which all processes of a program are found
+_MEMORY_FOLDER = Path("/dev/shm")
+_SETTLED = 4  # runs after which a program has loaded what it needs
+
+
+class Scenario:
+    """What is to happen, by seed.
+
+    Attributes:
+        engine: "run" (workers of its own), "warm", "pool" or "warm pool".
+        nodes: the workflow.
+        rules: how to run it.
+        blows: what the conductor does to its workers: seconds from the start or from the blow before, and a signal.
+        end: what the conductor does to the program: "", "interrupt" or "kill".
+        is_kept: it runs twice with a store, the second time without faults.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        chance = random.Random(f"chaos {seed}")
+        self.chance = chance
+        self.end = chance.choices(["", "interrupt", "kill"], [88, 6, 6])[0]
+        self.engine = chance.choices(["run", "warm", "pool", "warm pool"], [35, 35, 15, 15])[0]
+        self.method = chance.choices(["fork", "forkserver", "spawn"], [5, 4, 1])[0]
+        self.workers = chance.choice([1, 2, 2, 3])
+        self.is_kept = not self.is_pool and (bool(self.end) or chance.random() < 0.25)
+        n_tasks = chance.choice([5, 10, 20, 40, 60])
+        self.blows = self._blows()
+        many = len(self.blows) + 1 if chance.random() < 0.5 else 0
+        slow = 0.15 if chance.random() < 0.2 else 0.0
+        likely = chance.choice([0.0, 0.0, 0.02, 0.06, 0.15]) if not self.end else 0.0
+        grower = graphs.Grower(
+            chance,
+            is_pool=self.is_pool,
+            permanent=likely,
+            transient=chance.choice([0.0, 0.04, 0.1]),
+            slow=slow,
+            more_retries=many if self.blows else 0,
+            seconds=chance.uniform(0.02, 0.1) if self.end else 0.03 if self.blows else chance.choice([0.0, 0.0, 0.004]),
+        )
+        self.nodes = grower.nodes(n_tasks)
+        self.fail_fast = chance.random() < 0.35 and not self.end
+        self.rules: dict[str, Any] = {
+            "schedule": chance.choice(["layers", "eager"]),
+            "fail_fast": self.fail_fast,
+            "rollback": chance.choice(["all", "all", "upstream", "none"]),
+            "outputs": chance.choice(["all", "all", "leaves"]),
+            "seed": seed,
+        }
+        self.is_called_off = not self.is_pool and not self.end and chance.random() < 0.08
+        self.is_late = not self.is_pool and not self.end and not self.is_called_off and chance.random() < 0.04
+        self.is_audited = chance.random() < 0.4
+        self.judged = checks.Rules(
+            halts=(self.fail_fast and not self.is_pool) or self.is_called_off or self.is_late,
+            is_disturbed=bool(self.blows),
+            survives=bool(many),
+        )
+
+    @property
+    def is_pool(self) -> bool:
+        return self.engine.endswith("pool")
+
+    def _blows(self) -> list[tuple[float, int]]:
+        if self.end or self.chance.random() > 0.3:
+            return []
+        kinds = self.chance.choice(
+            [[signal.SIGKILL], [signal.SIGKILL], [signal.SIGSTOP], [signal.SIGKILL, signal.SIGSTOP]]
+        )
+        return [(self.chance.uniform(0.0, 0.15), self.chance.choice(kinds)) for _ in range(self.chance.randint(1, 3))]
+
+    def __repr__(self) -> str:
+        return (
+            f"seed {self.seed}: {self.engine}, {self.method}, {self.workers} workers, {len(self.nodes)} nodes, "
+            f"{self.rules}, blows {self.blows}, end {self.end!r}, kept {self.is_kept}, "
+            f"called off {self.is_called_off}, late {self.is_late}"
+        )
+
+
+# The program
+
+
+class Program:
+    """Runs seeds, and checks each.
+
+    Args:
+        folder: its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.warm: dict[tuple[str, str], Any] = {}
+        self.seen: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def run(self, seed: int) -> None:
+        """Run a seed, and see what it comes to and what it leaves."""
+        scenario = Scenario(seed)
+        is_fresh = not scenario.engine.startswith("warm")
+        before = self.holdings()
+        if scenario.is_pool:
+            self._run_pool(scenario)
+        else:
+            self._run_workflow(scenario)
+        if is_fresh and scenario.method in self.seen:
+            self._check_holdings(before)
+        if is_fresh:
+            self.seen.add(scenario.method)
+        self.counts[scenario.engine] += 1
+
+    def close(self, first: dict[str, Any]) -> None:
+        """Close what is warm, and see that nothing is left."""
+        for executor in self.warm.values():
+            executor.shutdown() if isinstance(executor, fp.ForgeExecutor) else executor.close()
+        self.warm.clear()
+        now = self.holdings()
+        assert now["threads"] == first["threads"], now["threads"]
+        assert now["files"] == [], now["files"]
+        _wait_for_end(self._workers())
+        n_more = len(now["descriptors"]) - len(first["descriptors"])
+        assert n_more <= 6, f"{n_more} descriptors more: {now['descriptors']}"  # of the fork server and the tracker
+
+    def holdings(self) -> dict[str, Any]:
+        """Return what this process has, but for memory."""
+        gc.collect()
+        return {
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "descriptors": sorted(_links()),
+            "files": sorted(left_in(self.folder)),
+            "children": self._workers(),
+        }
+
+    def _check_holdings(self, before: dict[str, Any]) -> None:
+        now = self.holdings()
+        new = [child for child in now.pop("children") if child not in before["children"]]
+        _wait_for_end(new)
+        for kind, what in now.items():
+            assert what == before[kind], f"{kind} left: {_more(what, before[kind])}; gone: {_more(before[kind], what)}"
+
+    def _workers(self) -> list[psutil.Process]:
+        """Return descendants of this process but for what it keeps for good: a fork server, a resource tracker."""
+        me = psutil.Process()
+        found = []
+        for child in me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = " ".join(child.cmdline())
+                keeps = "multiprocessing.forkserver" in line or "multiprocessing.resource_tracker" in line
+                if not (keeps and child.ppid() == me.pid) and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+        return found
+
+    def _executor(self, scenario: Scenario) -> Any:
+        """Return an executor of its own, or the warm one."""
+        kind = fp.ForgeExecutor if scenario.is_pool else fp.WorkflowExecutor
+        if not scenario.engine.startswith("warm"):
+            return kind(scenario.workers, start_method=scenario.method)
+        key = scenario.engine, scenario.method
+        if key not in self.warm:
+            self.warm[key] = kind(scenario.workers, start_method=scenario.method)
+        return contextlib.nullcontext(self.warm[key])
+
+    def _run_pool(self, scenario: Scenario) -> None:
+        notes = self._notes(scenario.seed)
+        with self._executor(scenario) as pool:
+            futures = graphs.submit(pool, scenario.nodes)
+            for future in futures.values():
+                future.exception()
+            checks.check_jobs(futures, scenario.nodes, checks.Notes.read(notes), scenario.judged)
+        self.counts["tasks"] += len(futures)
+
+    def _run_workflow(self, scenario: Scenario) -> None:
+        wf = fp.Workflow(f"chaos-{scenario.seed}")
+        graphs.declare(wf, scenario.nodes)
+        store = self.folder / f"store-{scenario.seed}.db"
+        rules = dict(scenario.rules)
+        if scenario.is_kept:
+            rules |= {"store": store, "resume": bool(scenario.end)}
+        judged, known = scenario.judged, set()
+        if scenario.end and store.exists():
+            judged, known = judged._replace(is_resumed=True), checks.must_be_cached(stored_tasks(store), scenario.nodes)
+        if scenario.is_called_off:
+            rules["cancel"] = fp.CancellationToken.with_timeout(scenario.chance.uniform(0.01, 0.3))
+        if scenario.is_late:
+            rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
+        first = self._one_run(scenario, wf, rules, judged)
+        self._check_cached(first, known, scenario)
+        if scenario.is_kept and not scenario.end:
+            known = checks.must_be_cached(checks.kept_by(first), scenario.nodes)
+            os.environ[graphs.MENDED] = "1"
+            rules = {"store": store, "resume": True, "outputs": "all", **{k: rules[k] for k in ("schedule", "seed")}}
+            mended = checks.Rules(
+                is_disturbed=bool(scenario.blows), halts=bool(scenario.blows), is_mended=True, is_resumed=True
+            )
+            try:
+                second = self._one_run(scenario, wf, rules, mended)
+            finally:
+                del os.environ[graphs.MENDED]
+            self._check_cached(second, known, scenario)
+            self.counts["resumed"] += 1
+        shutil.rmtree(f"{store}.values", ignore_errors=True)
+
+    def _check_cached(self, result: Any, known: set[str], scenario: Scenario) -> None:
+        wrong = {name for name in known if result.record(name).status != "cached"}
+        if scenario.judged.halts or scenario.blows:  # it may have ended before it came to them
+            wrong = {name for name in wrong if result.record(name).worker >= 0}
+        assert not wrong, f"{sorted(wrong)} had been done, and were not taken from the store"
+        self.counts["cached"] += len(known)
+
+    def _one_run(self, scenario: Scenario, wf: fp.Workflow, rules: dict[str, Any], judged: checks.Rules) -> Any:
+        notes = self._notes(scenario.seed)
+        audit = self.folder / "audit.jsonl"
+        if scenario.is_audited:
+            rules["audit"] = audit
+        with self._executor(scenario) as executor:
+            try:
+                result = executor.run(wf, **rules)
+            except fp.WorkflowFailed as failure:
+                result = failure.result
+                others = [e for e in failure.exceptions if e not in result.errors.values()]
+                checks.check_end(result, others, is_late=scenario.is_late)
+            else:
+                assert result.ok or (scenario.is_called_off and result.status == "cancelled"), result
+        checks.check_run(result, scenario.nodes, checks.Notes.read(notes), judged)
+        if scenario.is_audited:
+            log = fp.AuditLog.load(audit)
+            assert log.run_id == result.run_id
+            assert log.replay() == result.standing()
+        self.counts["tasks"] += len(result.records)
+        for status, n in result.status_counts().items():
+            self.counts[status] += n
+        return result
+
+    def _notes(self, seed: int) -> Path:
+        """Have tasks write their notes to a file of their own."""
+        self.n_notes = getattr(self, "n_notes", 0) + 1
+        path = self.folder / f"notes-{seed}-{os.getpid()}-{self.n_notes}"
+        os.environ[graphs.LOG] = str(path)
+        return path
+
+
+def stored_tasks(store: Path) -> set[str]:
+    """Return the names of the tasks whose values the last run of a store has left there."""
+    try:
+        with fp.Store.open(store) as opened:
+            return {value.name for value in opened.run().stored_values()}
+    except fp.StoreError as error:
+        if "no run" not in str(error):  # the program was killed before it had written of one
+            raise
+        return set()
+
+
+def left_in(folder: Path, kept: str = "pymp-") -> Iterator[str]:
+    """Yield what is in the folders of a program, but for the one that multiprocessing has until its process ends."""
+    for name in ("memory", "tmp"):
+        yield from (f"{name}/{path.name}" for path in (folder / name).iterdir() if not path.name.startswith(kept))
+
+
+def _links() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            yield f"{name} {os.readlink(f'/proc/self/fd/{name}')}"  # noqa: PTH115
+
+
+def _more(these: Sequence[str], those: Sequence[str]) -> list[str]:
+    return list((Counter(these) - Counter(those)).elements())
+
+
+def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
+    left = psutil.wait_procs(processes, 10)[1]
+    left = [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"left: {[process.cmdline() for process in left]}"
+
+
+def tell(*words: object) -> None:
+    os.write(1, f"@ {' '.join(map(str, words))}\n".encode())
+
+
+def serve(folder: Path, seeds: Sequence[int]) -> None:
+    """Be the program."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    folders._MEMORY = folder / "memory"
+    program = Program(folder)
+    first = program.holdings()
+    rss = 0
+    for place, seed in enumerate(seeds):
+        tell("begin", seed)
+        program.run(seed)
+        tell("end", seed)
+        if place == _SETTLED:
+            rss = psutil.Process().memory_info().rss
+    program.close(first)
+    growth = psutil.Process().memory_info().rss - rss if rss else 0
+    assert growth < GROWTH, f"memory grew by {growth >> 20} MiB"
+    tell("counts", *(f"{name}={n}" for name, n in program.counts.items()), f"growth={growth >> 10}KiB")
+
+
+# The conductor
+
+
+class Failed(Exception):
+    """A seed failed."""
+
+
+class Conductor:
+    """Starts programs, and does to them what seeds say."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.seconds: dict[int, float] = {}  # that each seed took
+
+    def run(self, seeds: Iterable[int]) -> None:
+        """Run seeds; those of programs that live to their end share one."""
+        scenarios = [Scenario(seed) for seed in seeds]
+        together = [scenario for scenario in scenarios if not scenario.end]
+        if together:
+            self._run_program(together)
+        for scenario in scenarios:
+            if scenario.end:
+                began = time.monotonic()
+                self._run_alone(scenario)
+                self.seconds[scenario.seed] = time.monotonic() - began
+        self.counts["seeds"] += len(scenarios)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Make a folder for a program; see that its processes and files are gone behind it."""
+        folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        memory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_MEMORY_FOLDER))
+        (folder / "memory").symlink_to(memory)
+        (folder / "tmp").mkdir()
+        try:
+            yield folder
+            self._check_processes(folder)
+            left = list(left_in(folder))
+            assert not left, f"left: {left}"
+        finally:
+            for process in _processes_of(folder):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            shutil.rmtree(folder)
+            shutil.rmtree(memory)
+
+    def _check_processes(self, folder: Path) -> None:
+        left = psutil.wait_procs(_processes_of(folder), 10)[1]
+        assert not left, f"left: {[process.cmdline() for process in left]}"
+
+    def _start(self, folder: Path, scenarios: Sequence[Scenario]) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), _MARK: str(folder)}
+        command = [sys.executable, __file__, "--serve", str(folder), *(str(s.seed) for s in scenarios)]
+        with (folder / "errors").open("ab") as errors:
+            return subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=folder, start_new_session=True
+            )
+
+    def _run_program(self, scenarios: Sequence[Scenario]) -> None:
+        """Run seeds in one program."""
+        by_seed = {scenario.seed: scenario for scenario in scenarios}
+        current: Scenario | None = None
+        with self._folder() as folder:
+            try:
+                program = self._start(folder, scenarios)
+                blows: list[tuple[int, float, int]] = []
+                strike = partial(self._strike, folder, blows)
+                for words in self._hear(program, strike, lambda: bool(blows)):
+                    if words[0] == "begin":
+                        current = by_seed[int(words[1])]
+                        began = now = time.monotonic()
+                        blows.clear()
+                        for delay, number in current.blows:
+                            now += delay
+                            blows.append((current.seed, now, number))
+                    elif words[0] == "end":
+                        blows.clear()
+                        self.seconds[current.seed] = time.monotonic() - began
+                    elif words[0] == "counts":
+                        self._count(words[1:])
+                        current = None
+                assert program.returncode == 0, f"exit code {program.returncode}"
+            except Exception as error:
+                self._fail(error, current or scenarios[-1], folder, [s.seed for s in scenarios])
+
+    def _count(self, words: Sequence[str]) -> None:
+        for word in words:
+            name, _, number = word.partition("=")
+            if number.isdigit():
+                self.counts[name] += int(number)
+
+    def _hear(
+        self, program: subprocess.Popen[bytes], act: Callable[[], None], is_acting: Callable[[], bool]
+    ) -> Iterator[list[str]]:
+        """Yield what a program tells until it ends, and act meanwhile."""
+        assert program.stdout is not None
+        descriptor, rest = program.stdout.fileno(), b""
+        os.set_blocking(descriptor, False)
+        heard_at = time.monotonic()
+        try:
+            while True:
+                is_over = program.poll() is not None
+                if select.select([descriptor], [], [], 0 if is_over else 0.01 if is_acting() else 0.1)[0]:
+                    data = os.read(descriptor, 1 << 16)
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        if line.startswith(b"@ "):
+                            heard_at = time.monotonic()
+                            yield line.decode().split()[1:]
+                    if not data and is_over:
+                        return
+                elif is_over:
+                    return
+                act()
+                if time.monotonic() > heard_at + PATIENCE:
+                    program.send_signal(signal.SIGUSR1)
+                    time.sleep(1)
+                    raise Failed(f"hangs for {PATIENCE} s; its stacks are below")
+        finally:
+            program.kill()
+            program.wait()
+            program.stdout.close()
+
+    def _strike(self, folder: Path, blows: list[tuple[int, float, int]]) -> None:
+        """Strike a worker, if one is due."""
+        if not blows or blows[0][1] > time.monotonic():
+            return
+        seed, _, number = blows[0]
+        pids = _pids_of(folder, seed)
+        if not pids:
+            return  # nothing has begun
+        del blows[0]
+        pid = random.Random(f"{seed} {len(blows)}").choice(pids)
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            os.kill(pid, number)
+            self.counts[signal.Signals(number).name] += 1
+            if number == signal.SIGSTOP:
+                time.sleep(0.1)
+                os.kill(pid, signal.SIGCONT)
+
+    def _run_alone(self, scenario: Scenario) -> None:
+        """Interrupt or kill a program at a random moment, and have others go on with its store."""
+        with self._folder() as folder:
+            try:
+                for _ in range(scenario.chance.choice([1, 1, 2])):
+                    self._end_early(scenario, folder)
+                program = self._start(folder, [scenario])
+                for words in self._hear(program, lambda: None, lambda: False):
+                    if words[0] == "counts":
+                        self._count(words[1:])
+                assert program.returncode == 0, f"exit code {program.returncode}"
+            except Exception as error:
+                self._fail(error, scenario, folder, [scenario.seed])
+
+    def _end_early(self, scenario: Scenario, folder: Path) -> None:
+        program, chance = self._start(folder, [scenario]), scenario.chance
+        end_at: list[float] = []
+
+        def act() -> None:
+            if end_at and time.monotonic() >= end_at[0]:
+                end_at.pop(0)
+                if scenario.end == "kill":
+                    program.kill()
+                    self.counts["programs killed"] += 1
+                else:
+                    program.send_signal(signal.SIGINT)
+                    self.counts["interrupts"] += 1
+
+        for words in self._hear(program, act, lambda: bool(end_at)):
+            if words[0] == "begin":
+                end_at.append(time.monotonic() + chance.uniform(0.0, 1.0))
+                if scenario.end == "interrupt":
+                    end_at.append(end_at[0] + chance.uniform(0.01, 0.2))
+        allowed = {0, -signal.SIGKILL} if scenario.end == "kill" else {0, -signal.SIGINT, 130}
+        assert program.returncode in allowed, f"exit code {program.returncode}"
+        if scenario.end == "interrupt":
+            self._check_processes(folder)
+            left = list(left_in(folder, "nothing"))
+            assert not left, f"an interrupted program left {left}"
+
+    def _fail(self, error: Exception, scenario: Scenario, folder: Path, seeds: Sequence[int]) -> None:
+        errors = (folder / "errors").read_text(errors="replace")[-6000:]
+        raise Failed(
+            f"{error}\n{scenario!r}\nits programs' errors:\n{errors}\n"
+            f"Run it alone: python tests/chaos.py {scenario.seed}\n"
+            f"or with those before it: python tests/chaos.py {' '.join(map(str, seeds))}"
+        ) from error
+
+
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Return all processes of a program, however they were started."""
+    mark, found = f"{_MARK}={folder}".encode(), []
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdecimal():
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    found.append(psutil.Process(int(name)))
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _pids_of(folder: Path, seed: int) -> list[int]:
+    """Return the workers that began the last tasks of a seed, the latest last, as far as they live."""
+    files = sorted(folder.glob(f"notes-{seed}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if not files:
+        return []
+    lines = [line.split() for line in files[-1].read_text().splitlines() if line.startswith("begun")]
+    pids = dict.fromkeys(int(words[3]) for words in lines[-6:])
+    return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def seeds_in(words: Iterable[str]) -> list[int]:
+    found: list[int] = []
+    for word in words:
+        first, _, last = word.partition(":")
+        found += range(int(first), int(last)) if last else [int(first)]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", metavar="FOLDER", type=Path)
+    parser.add_argument("--chunk", type=int, default=20)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("seeds", nargs="+")
+    arguments = parser.parse_args()
+    seeds = seeds_in(arguments.seeds)
+    if arguments.serve:
+        serve(arguments.serve, seeds)
+        return 0
+    if arguments.show:
+        for seed in seeds:
+            scenario = Scenario(seed)
+            print(scenario, *scenario.nodes, sep="\n  ")  # noqa: T201
+        return 0
+    conductor, n_failed = Conductor(), 0
+    for first in range(0, len(seeds), arguments.chunk):
+        began = time.monotonic()
+        chunk = seeds[first : first + arguments.chunk]
+        try:
+            conductor.run(chunk)
+        except Failed as failure:
+            n_failed += 1
+            print(failure, file=sys.stderr, flush=True)  # noqa: T201
+        except Exception:
+            n_failed += 1
+            traceback.print_exc()
+        slowest = sorted(conductor.seconds.items(), key=lambda pair: -pair[1])[:5]
+        conductor.seconds.clear()
+        print(f"{chunk[0]}-{chunk[-1]}: {time.monotonic() - began:.1f} s", dict(conductor.counts), flush=True)  # noqa: T201
+        print("  slowest:", *(f"{seed}: {seconds:.1f} s" for seed, seconds in slowest), flush=True)  # noqa: T201
+    return int(n_failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
