@@ -183,6 +183,7 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
 
     def connect() -> sqlite3.Connection:
         last: sqlite3.Error | None = None
+        _take_back(path.resolve())
         for mode in _modes(path):
             connection = sqlite3.connect(
                 f"file:{quote(os.fsencode(path.resolve()))}?mode={mode}",
@@ -207,6 +208,17 @@ def open_to_read(path: Path, patience: float = PATIENCE_SECONDS) -> sqlite3.Conn
         raise last
 
     return _trusted(path, connect)
+
+
+def _take_back(real: Path) -> None:
+    """Have SQLite take back what a program was writing when it was killed, which it does for those that may write.
+
+    That is so only of the first transaction of a store, which makes it: later ones are in the log beside it.
+    """
+    may_write = os.access(real, os.W_OK) and os.access(real.parent, os.W_OK)
+    if may_write and real.with_name(real.name + "-journal").exists():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(real, timeout=0.0)) as connection:
+            connection.execute(_VERSION)
 
 
 def _modes(path: Path) -> Sequence[str]:

@@ -58,6 +58,27 @@ def mode_of(path: Path) -> int:
 # Making and opening
 
 
+def test_a_store_whose_maker_was_killed_amid_the_first_transaction_opens(store):
+    code = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA application_id = " + sys.argv[2])
+connection.execute("PRAGMA cache_size = 1")  # so that it writes before the transaction is over
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("CREATE TABLE runs(id)")
+connection.executemany("INSERT INTO runs VALUES (?)", [("x" * 1000,)] * 100)
+os._exit(0)
+"""
+    store.touch(0o600)
+    subprocess.run([sys.executable, "-c", code, str(store), str(storefile.APPLICATION_ID)], check=True)
+    assert Path(f"{store}-journal").stat().st_size
+    with pytest.raises(fp.StoreError, match="is empty: no run was kept in it yet"):
+        fp.Store.open(store)
+    assert run(store).ok
+    with fp.Store.open(store) as opened:
+        assert len(opened.runs()) == 1
+
+
 def test_it_is_made_for_its_owner_alone(store):
     before = os.umask(0o000)
     try:
