@@ -320,7 +320,7 @@ def arranged(node: Node, inputs: list[Any]) -> Any:
 
 
 def line_of(node: Node) -> str:
-    return "sh -c 'exit 7'" if node.spec.always else f"echo {node.number} {{value}}"
+    return "sh -c 'exit 7' {value}" if node.spec.always else f"echo {node.number} {{value}}"
 
 
 def submit(pool: fp.ForgeExecutor, nodes: Sequence[Node]) -> dict[int, Any]:
