@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chaos_checks as checks
 import chaos_graphs as graphs
@@ -47,6 +47,18 @@ _MEMORY_FOLDER = Path("/dev/shm")
 _SETTLED = 4  # runs after which a program has loaded what it needs
 
 
+class Blow(NamedTuple):
+    """What the conductor does: seconds from the start of the run or from the blow before, and what."""
+
+    delay: float
+    what: str
+
+
+ENDS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
+# What blows hit, and how often each is drawn.
+BLOWS = {"kill": 5, "stop": 3, "kill any": 2, "pause": 1}
+
+
 class Scenario:
     """What is to happen, by seed.
 
@@ -54,35 +66,35 @@ class Scenario:
         engine: "run" (workers of its own), "warm", "pool" or "warm pool".
         nodes: the workflow.
         rules: how to run it.
-        blows: what the conductor does to its workers: seconds from the start or from the blow before, and a signal.
-        end: what the conductor does to the program: "", "interrupt" or "kill".
+        place: "" or "small" (shared memory is a small file system) or "tight" (the temporary folder as well).
+        blows: what the conductor does while it runs.
+        end: what the conductor does to the program: "", "interrupt", "terminate" or "kill".
         is_kept: it runs twice with a store, the second time without faults.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        chance = random.Random(f"chaos {seed}")
-        self.chance = chance
-        self.end = chance.choices(["", "interrupt", "kill"], [88, 6, 6])[0]
+        self.chance = chance = random.Random(f"chaos {seed}")
+        self.end = chance.choices(["", "interrupt", "terminate", "kill"], [86, 6, 2, 6])[0]
+        self.place = chance.choices(["", "small", "tight"], [90, 6, 4])[0] if not self.end else ""
         self.engine = chance.choices(["run", "warm", "pool", "warm pool"], [35, 35, 15, 15])[0]
         self.method = chance.choices(["fork", "forkserver", "spawn"], [5, 4, 1])[0]
         self.workers = chance.choice([1, 2, 2, 3])
         self.is_kept = not self.is_pool and (bool(self.end) or chance.random() < 0.25)
-        n_tasks = chance.choice([5, 10, 20, 40, 60])
         self.blows = self._blows()
-        many = len(self.blows) + 1 if chance.random() < 0.5 else 0
-        slow = 0.15 if chance.random() < 0.2 else 0.0
-        likely = chance.choice([0.0, 0.0, 0.02, 0.06, 0.15]) if not self.end else 0.0
+        hurts = sum(blow.what in ("kill", "kill any") for blow in self.blows)
+        survives = chance.random() < 0.5
         grower = graphs.Grower(
             chance,
             is_pool=self.is_pool,
-            permanent=likely,
+            permanent=chance.choice([0.0, 0.0, 0.02, 0.06, 0.15]) if not self.end else 0.0,
             transient=chance.choice([0.0, 0.04, 0.1]),
-            slow=slow,
-            more_retries=many if self.blows else 0,
+            slow=chance.choice([0.0] * 4 + [0.15]),
+            more_retries=hurts * (4 if self.method == "forkserver" else 1) if survives else 0,
             seconds=chance.uniform(0.02, 0.1) if self.end else 0.03 if self.blows else chance.choice([0.0, 0.0, 0.004]),
+            wide=bool(self.place),
         )
-        self.nodes = grower.nodes(n_tasks)
+        self.nodes = grower.nodes(chance.choice([5, 10, 20, 40, 60]))
         self.fail_fast = chance.random() < 0.35 and not self.end
         self.rules: dict[str, Any] = {
             "schedule": chance.choice(["layers", "eager"]),
@@ -94,28 +106,36 @@ class Scenario:
         self.is_called_off = not self.is_pool and not self.end and chance.random() < 0.08
         self.is_late = not self.is_pool and not self.end and not self.is_called_off and chance.random() < 0.04
         self.is_audited = chance.random() < 0.4
+        self.breaks = self.place == "tight" or any(blow.what == "remove" for blow in self.blows)
         self.judged = checks.Rules(
             halts=(self.fail_fast and not self.is_pool) or self.is_called_off or self.is_late,
-            is_disturbed=bool(self.blows),
-            survives=bool(many),
+            is_disturbed=hurts > 0,
+            survives=survives,
+            others=(OSError, fp.ForgeparError) if self.breaks else (),
         )
 
     @property
     def is_pool(self) -> bool:
         return self.engine.endswith("pool")
 
-    def _blows(self) -> list[tuple[float, int]]:
-        if self.end or self.chance.random() > 0.3:
+    def _blows(self) -> list[Blow]:
+        chance = self.chance
+        if self.end:
             return []
-        kinds = self.chance.choice(
-            [[signal.SIGKILL], [signal.SIGKILL], [signal.SIGSTOP], [signal.SIGKILL, signal.SIGSTOP]]
-        )
-        return [(self.chance.uniform(0.0, 0.15), self.chance.choice(kinds)) for _ in range(self.chance.randint(1, 3))]
+        if self.place:
+            return [Blow(chance.uniform(0.0, 0.1), "fill")] if chance.random() < 0.8 else []
+        if chance.random() < 0.03 and not self.engine.startswith("warm"):
+            return [Blow(chance.uniform(0.0, 0.1), "remove")]
+        if chance.random() > 0.3:
+            return []
+        kinds = chance.choices(list(BLOWS), list(BLOWS.values()), k=chance.randint(1, 2))
+        return [Blow(chance.uniform(0.0, 0.15), chance.choice(kinds)) for _ in range(chance.randint(1, 3))]
 
     def __repr__(self) -> str:
+        blows = ", ".join(f"{blow.what} after {blow.delay:.3f} s" for blow in self.blows)
         return (
             f"seed {self.seed}: {self.engine}, {self.method}, {self.workers} workers, {len(self.nodes)} nodes, "
-            f"{self.rules}, blows {self.blows}, end {self.end!r}, kept {self.is_kept}, "
+            f"{self.rules}, place {self.place!r}, blows: {blows or 'none'}, end {self.end!r}, kept {self.is_kept}, "
             f"called off {self.is_called_off}, late {self.is_late}"
         )
 
@@ -205,7 +225,13 @@ class Program:
     def _run_pool(self, scenario: Scenario) -> None:
         notes = self._notes(scenario.seed)
         with self._executor(scenario) as pool:
-            futures = graphs.submit(pool, scenario.nodes)
+            try:
+                futures = graphs.submit(pool, scenario.nodes)
+            except (OSError, fp.ForgeparError):
+                if not scenario.breaks:
+                    raise
+                self.counts["broken"] += 1
+                return
             for future in futures.values():
                 future.exception()
             checks.check_jobs(futures, scenario.nodes, checks.Notes.read(notes), scenario.judged)
@@ -225,14 +251,25 @@ class Program:
             rules["cancel"] = fp.CancellationToken.with_timeout(scenario.chance.uniform(0.01, 0.3))
         if scenario.is_late:
             rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
-        first = self._one_run(scenario, wf, rules, judged)
+        try:
+            first = self._one_run(scenario, wf, rules, judged)
+        except (OSError, fp.ForgeparError):
+            if not scenario.breaks:
+                raise
+            self.counts["broken"] += 1
+            return
         self._check_cached(first, known, scenario)
         if scenario.is_kept and not scenario.end:
             known = checks.must_be_cached(checks.kept_by(first), scenario.nodes)
             os.environ[graphs.MENDED] = "1"
+            tell("mended", scenario.seed)
             rules = {"store": store, "resume": True, "outputs": "all", **{k: rules[k] for k in ("schedule", "seed")}}
             mended = checks.Rules(
-                is_disturbed=bool(scenario.blows), halts=bool(scenario.blows), is_mended=True, is_resumed=True
+                is_disturbed=bool(scenario.blows),
+                halts=bool(scenario.blows),
+                others=judged.others,
+                is_mended=True,
+                is_resumed=True,
             )
             try:
                 second = self._one_run(scenario, wf, rules, mended)
@@ -355,9 +392,10 @@ class Conductor:
     def run(self, seeds: Iterable[int]) -> None:
         """Run seeds; those of programs that live to their end share one."""
         scenarios = [Scenario(seed) for seed in seeds]
-        together = [scenario for scenario in scenarios if not scenario.end]
-        if together:
-            self._run_program(together)
+        for place in ("", "small", "tight"):
+            together = [scenario for scenario in scenarios if not scenario.end and scenario.place == place]
+            if together:
+                self._run_program(together)
         for scenario in scenarios:
             if scenario.end:
                 began = time.monotonic()
@@ -366,12 +404,17 @@ class Conductor:
         self.counts["seeds"] += len(scenarios)
 
     @contextlib.contextmanager
-    def _folder(self) -> Iterator[Path]:
+    def _folder(self, place: str = "") -> Iterator[Path]:
         """Make a folder for a program; see that its processes and files are gone behind it."""
         folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         memory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_MEMORY_FOLDER))
-        (folder / "memory").symlink_to(memory)
-        (folder / "tmp").mkdir()
+        disk = folder / "disk"
+        disk.mkdir()
+        small = {"": [], "small": [memory], "tight": [memory, disk]}[place] if os.geteuid() == 0 else []
+        mounted = [path for path in small if _mount(path)]
+        for name, path in (("memory", memory), ("tmp", disk)):
+            (path / name).mkdir(mode=0o700)
+            (folder / name).symlink_to(path / name)
         try:
             yield folder
             self._check_processes(folder)
@@ -381,6 +424,8 @@ class Conductor:
             for process in _processes_of(folder):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
+            for path in mounted:
+                subprocess.run(["umount", "-l", str(path)], check=True)
             shutil.rmtree(folder)
             shutil.rmtree(memory)
 
@@ -400,21 +445,24 @@ class Conductor:
         """Run seeds in one program."""
         by_seed = {scenario.seed: scenario for scenario in scenarios}
         current: Scenario | None = None
-        with self._folder() as folder:
+        with self._folder(scenarios[0].place) as folder:
             try:
                 program = self._start(folder, scenarios)
-                blows: list[tuple[int, float, int]] = []
-                strike = partial(self._strike, folder, blows)
+                blows: list[tuple[int, float, str]] = []
+                strike = partial(self._strike, folder, program, blows)
                 for words in self._hear(program, strike, lambda: bool(blows)):
                     if words[0] == "begin":
                         current = by_seed[int(words[1])]
                         began = now = time.monotonic()
                         blows.clear()
-                        for delay, number in current.blows:
+                        for delay, what in current.blows:
                             now += delay
-                            blows.append((current.seed, now, number))
+                            blows.append((current.seed, now, what))
+                    elif words[0] == "mended":
+                        _drain(folder)
                     elif words[0] == "end":
                         blows.clear()
+                        _drain(folder)
                         self.seconds[current.seed] = time.monotonic() - began
                     elif words[0] == "counts":
                         self._count(words[1:])
@@ -461,22 +509,28 @@ class Conductor:
             program.wait()
             program.stdout.close()
 
-    def _strike(self, folder: Path, blows: list[tuple[int, float, int]]) -> None:
-        """Strike a worker, if one is due."""
+    def _strike(self, folder: Path, program: subprocess.Popen[bytes], blows: list[tuple[int, float, str]]) -> None:
+        """Strike, if it is time."""
         if not blows or blows[0][1] > time.monotonic():
             return
-        seed, _, number = blows[0]
-        pids = _pids_of(folder, seed)
+        seed, _, what = blows[0]
+        if what in ("kill", "stop"):
+            pids = _pids_of(folder, seed)
+        elif what == "kill any":
+            pids = _descendants(program.pid)
+        else:
+            pids = [program.pid]
         if not pids:
             return  # nothing has begun
         del blows[0]
-        pid = random.Random(f"{seed} {len(blows)}").choice(pids)
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            os.kill(pid, number)
-            self.counts[signal.Signals(number).name] += 1
-            if number == signal.SIGSTOP:
-                time.sleep(0.1)
-                os.kill(pid, signal.SIGCONT)
+        self.counts[what] += 1
+        if what == "fill":
+            _fill(folder)
+        elif what == "remove":
+            for path in (folder / "memory").iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            _hit(random.Random(f"{seed} {len(blows)}").choice(pids), what)
 
     def _run_alone(self, scenario: Scenario) -> None:
         """Interrupt or kill a program at a random moment, and have others go on with its store."""
@@ -499,22 +553,18 @@ class Conductor:
         def act() -> None:
             if end_at and time.monotonic() >= end_at[0]:
                 end_at.pop(0)
-                if scenario.end == "kill":
-                    program.kill()
-                    self.counts["programs killed"] += 1
-                else:
-                    program.send_signal(signal.SIGINT)
-                    self.counts["interrupts"] += 1
+                program.send_signal(ENDS[scenario.end])
+                self.counts[scenario.end] += 1
 
         for words in self._hear(program, act, lambda: bool(end_at)):
             if words[0] == "begin":
                 end_at.append(time.monotonic() + chance.uniform(0.0, 1.0))
-                if scenario.end == "interrupt":
+                if scenario.end != "kill":
                     end_at.append(end_at[0] + chance.uniform(0.01, 0.2))
-        allowed = {0, -signal.SIGKILL} if scenario.end == "kill" else {0, -signal.SIGINT, 130}
-        assert program.returncode in allowed, f"exit code {program.returncode}"
-        if scenario.end == "interrupt":
-            self._check_processes(folder)
+        number = ENDS[scenario.end]
+        assert program.returncode in (0, -number, 128 + number), f"exit code {program.returncode}"
+        self._check_processes(folder)
+        if scenario.end == "interrupt":  # only while a run goes does a SIGTERM do the same
             left = list(left_in(folder, "nothing"))
             assert not left, f"an interrupted program left {left}"
 
@@ -546,6 +596,50 @@ def _pids_of(folder: Path, seed: int) -> list[int]:
     lines = [line.split() for line in files[-1].read_text().splitlines() if line.startswith("begun")]
     pids = dict.fromkeys(int(words[3]) for words in lines[-6:])
     return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a program started, but for the standard library's resource tracker.
+
+    Those that are as new as that may be it, under another name.
+    """
+    oldest = time.time() - 0.1
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = [child for child in psutil.Process(pid).children(recursive=True) if child.create_time() < oldest]
+        return [child.pid for child in children if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())]
+    return []
+
+
+def _hit(pid: int, what: str) -> None:
+    """Kill a process, or stop it for a moment."""
+    with contextlib.suppress(ProcessLookupError):
+        if what.startswith("kill"):
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGCONT)
+
+
+def _mount(path: Path) -> bool:
+    """Have a small file system at a path, if that can be."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(path)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _fill(folder: Path) -> None:
+    """Leave no room in the small file systems of a program."""
+    for name in ("memory", "tmp"):
+        place = (folder / name).resolve().parent
+        if place.is_mount():
+            with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(1 << 16))
+
+
+def _drain(folder: Path) -> None:
+    for name in ("memory", "tmp"):
+        (folder / name).resolve().parent.joinpath("filler").unlink(missing_ok=True)
 
 
 def seeds_in(words: Iterable[str]) -> list[int]:

@@ -57,6 +57,7 @@ ERRORS: dict[str, tuple[type[BaseException], ...]] = {
 }
 SLOW = ("stop", "hang", "memory")
 HARMLESS = ("fork and return", "fork and raise", "fork and exit", "fork and leave", "close stdout", "print")
+SHAPES = ["number"] * 6 + ["text", "bytes", "array", "fresh", "nested", "same", "part", "none", "bit"]
 COMMON = [fault for fault in ERRORS if fault not in SLOW]
 
 
@@ -200,7 +201,7 @@ def undo(value: Any, context: fp.TaskContext) -> None:
     note("undone", context.task, brief(value), os.getpid())
 
 
-def stand_in(error: Exception, *args: Any) -> str:
+def stand_in(error: Exception, *args: Any, **more: Any) -> str:
     note("stands in for", type(error).__name__)
     return "stands in"
 
@@ -222,6 +223,8 @@ def build(spec: Spec, inputs: Sequence[Any], empty: Callable[..., Any] = np.empt
             return h.to_bytes(8, "little") * n
         case "array":
             return np.arange(n, dtype=np.int64) * (h | 1)
+        case "wide":
+            return np.full(n * 16, h, np.int64)
         case "fresh":
             made = empty(n, np.int64)
             made[:] = h
@@ -346,6 +349,7 @@ class Grower:
         slow: how likely a fault is one that takes a while.
         more_retries: retries of every task beside those that its own faults need.
         seconds: most that a task takes.
+        wide: whether values are large enough to fill a small file system.
     """
 
     def __init__(
@@ -358,12 +362,14 @@ class Grower:
         slow: float = 0.0,
         more_retries: int = 0,
         seconds: float = 0.0,
+        wide: bool = False,
     ) -> None:
         self.chance = chance
         self.is_pool = is_pool
         self.permanent, self.transient, self.slow = permanent, transient, slow
         self.more_retries = more_retries
         self.seconds = seconds
+        self.shapes = [*SHAPES, *["wide"] * (6 if wide else 0)]
         self.count = 0
 
     def nodes(self, n_tasks: int, *, depth: int = 0, n_given: int = 0, only_tasks: bool = False) -> tuple[Node, ...]:
@@ -424,9 +430,7 @@ class Grower:
     def _fate(self, number: int, kind: str, shape: str, *, plain: bool) -> tuple[Spec, Any, str, bool]:
         """Decide what is to happen to a task, and which options let it."""
         chance = self.chance
-        shape = shape or chance.choice(
-            ["number"] * 6 + ["text", "bytes", "array", "fresh", "nested", "same", "part", "none", "bit"]
-        )
+        shape = shape or chance.choice(self.shapes)
         roll, faults, always = chance.random(), [], ""
         if roll < self.permanent:
             always = self._fault()
