@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from forgepar.effects import Effect, FellBack, Halted, Retried, Skipped, TaskFailed
 from forgepar.orders import Eager, Layered, Order
 from forgepar.plan import IntArray, Plan, Tasks, as_index
+from forgepar.workflow import Branching
 
 
 class Status(enum.IntEnum):
@@ -105,6 +106,9 @@ class RunState:
         self.attempts: dict[int, int] = {}
         self._free: dict[int, int] = {}  # by task, how many of these attempts its retries do not pay for
         self._steps: dict[int, int] = {}
+        self._joins = _joins_of(plan)
+        self._decided: dict[int, range] = {}  # by gate, the tasks of the branch that runs
+        self._lost: dict[int, list[tuple[int, int]]] = {}  # by gate, tasks of its branches and what these are lost for
         self.halted = False
         self._unsettled = plan.n_tasks
         self._out = 0
@@ -244,22 +248,27 @@ class RunState:
         """Leave out the branch that a gate's value, just known, is against; the gate is `completed` only after this."""
         branching = self._plan.branchings[gate]
         taken, left = (branching.then, branching.otherwise) if is_true else (branching.otherwise, branching.then)
+        self._decided[gate] = taken
+        lost = self._lost.pop(gate, [])
+        effects = next((list(self._skip([branching.join], cause)) for task, cause in lost if task in taken), [])
         graph = self._plan.graph
         out = graph.descendants(list(left)) & ~graph.descendants([*taken, branching.join])
         out[branching.join] = False
         out[left.start : left.stop] = True
         out &= self.status == Status.PENDING
         tasks = np.flatnonzero(out).astype(np.int32)
-        if not len(tasks):
-            return []
-        self.status[tasks] = Status.SKIPPED
-        self._unsettled -= len(tasks)
-        return [Skipped(tasks, gate), *self._order.drop(self._left_out(), tasks)]
+        if len(tasks):
+            self.status[tasks] = Status.SKIPPED
+            self._unsettled -= len(tasks)
+            effects.append(Skipped(tasks, gate))
+        passed = np.union1d(tasks, [task for task, _ in lost if task in left]).astype(np.int32)
+        return [*effects, *self._order.drop(self._left_out(), passed)] if len(passed) else effects
 
     def grow(self, plan: Plan) -> None:
         """Go on with a plan that has more tasks behind those of the last one; see `Plan.spliced`."""
         n_new = plan.n_tasks - self._plan.n_tasks
         self._plan = plan
+        self._joins = _joins_of(plan)
         self._bytes = self._bytes + bytearray(n_new)
         self.status = np.frombuffer(self._bytes, np.int8)
         self._unsettled += n_new
@@ -337,14 +346,50 @@ class RunState:
             self.status[as_index(tasks)] = status
 
     def _skip_after(self, task: int) -> Iterable[Effect]:
-        after = self._plan.graph.descendants([task]) & (self.status == Status.PENDING)
+        return self._skip([], task)
+
+    def _skip(self, tasks: Sequence[int], cause: int) -> Iterable[Effect]:
+        """Skip tasks, and what waits for them or, where there are none, for the cause."""
+        after = self._plan.graph.descendants(tasks or [cause])
+        if self._joins and any(after[join] for join in self._joins):
+            after = self._reached(tasks or [cause], cause)
+        after[list(tasks)] = True
+        after &= self.status == Status.PENDING
         if not after.any():
             return ()
         self.status[after] = Status.SKIPPED
         self._unsettled -= int(after.sum())
-        return (Skipped(np.flatnonzero(after).astype(np.int32), task), *self._order.drop(self._left_out()))
+        return (Skipped(np.flatnonzero(after).astype(np.int32), cause), *self._order.drop(self._left_out()))
+
+    def _reached(self, tasks: Sequence[int], cause: int) -> NDArray[np.bool_]:
+        """Mark what waits for tasks, but a join only by way of its branch that runs.
+
+        Where that is not decided yet, what is lost of both is noted for then: to the value of a workflow it does not
+        matter what happens in a branch that does not run, nor when.
+        """
+        reached = np.zeros(self._plan.n_tasks, np.bool_)
+        front = list(tasks)
+        while front:
+            task = front.pop()
+            for after in self._plan.graph.successors(task).tolist():
+                branching = self._joins.get(after)
+                if branching is not None and (task in branching.then or task in branching.otherwise):
+                    taken = self._decided.get(branching.gate)
+                    if taken is None:
+                        self._lost.setdefault(branching.gate, []).append((task, cause))
+                    if taken is None or task not in taken:
+                        continue
+                if not reached[after]:
+                    reached[after] = True
+                    front.append(after)
+        return reached
 
     def _left_out(self) -> NDArray[np.bool_]:
         """Return which tasks are never to be ready in this run."""
         found: NDArray[np.bool_] = (self.status == Status.SKIPPED) | (self.status == Status.CACHED)
         return found
+
+
+def _joins_of(plan: Plan) -> dict[int, Branching]:
+    """Return the branchings of a plan by the task that joins the branches of each."""
+    return {branching.join: branching for branching in plan.branchings.values()}

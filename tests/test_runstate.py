@@ -287,3 +287,36 @@ def test_a_branch_that_an_earlier_run_decided_against_is_not_handed_out(schedule
     assert order == [task for task in range(plan.n_tasks) if task not in {*done.tolist(), *left}]
     assert state.finished
     assert [int(task) for task in np.flatnonzero(state.status == Status.SKIPPED)] == list(left)
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+@pytest.mark.parametrize("decision", [True, False])
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_what_a_branch_lacks_matters_if_it_runs_and_whenever_that_is_known(schedule, decision, fails_first):
+    wf = fp.Workflow()
+    bad, condition = wf.add(work), wf.add(other_work)
+    join = fp.when(wf, condition, lambda: wf.add(work), lambda: wf.add(work, wf.add(work, bad)))
+    behind = wf.add(work, join)
+    plan = Plan(wf)
+    state = RunState(plan, RunPolicy(fail_fast=False, schedule=schedule))
+    state.begin()
+    gate, running, ended = next(iter(plan.branchings)), set(), []
+    if not fails_first and schedule == "layers":
+        pytest.skip("a layer that has not ended decides nothing")
+    while not state.finished:
+        while state.head() is not None:
+            running.update(numbers(state.take(10)))
+        is_time = fails_first or running == {bad.index}
+        if bad.index in running and is_time:
+            running.remove(bad.index)
+            state.failed(bad.index)
+            continue
+        task = min(running - {bad.index})
+        running.remove(task)
+        if task == gate:
+            state.decide(gate, is_true=decision)
+        state.completed(range(task, task + 1))
+        ended.append(task)
+    expected = Status.COMPLETED if decision else Status.SKIPPED
+    assert {state.status[join.index], state.status[behind.index]} == {expected}
+    assert (behind.index in ended) == decision
