@@ -54,6 +54,7 @@ class Blow(NamedTuple):
     what: str
 
 
+PLACES = {"": 88, "small": 6, "tight": 4, "fragile": 2}
 ENDS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 # What blows hit, and how often each is drawn.
 BLOWS = {"kill": 5, "stop": 3, "kill any": 2, "pause": 1}
@@ -66,7 +67,8 @@ class Scenario:
         engine: "run" (workers of its own), "warm", "pool" or "warm pool".
         nodes: the workflow.
         rules: how to run it.
-        place: "" or "small" (shared memory is a small file system) or "tight" (the temporary folder as well).
+        place: "", "small" (shared memory is a small file system), "tight" (the temporary folder as well), or "fragile"
+            (folders of executors are removed while they run).
         blows: what the conductor does while it runs.
         end: what the conductor does to the program: "", "interrupt", "terminate" or "kill".
         is_kept: it runs twice with a store, the second time without faults.
@@ -76,8 +78,10 @@ class Scenario:
         self.seed = seed
         self.chance = chance = random.Random(f"chaos {seed}")
         self.end = chance.choices(["", "interrupt", "terminate", "kill"], [86, 6, 2, 6])[0]
-        self.place = chance.choices(["", "small", "tight"], [90, 6, 4])[0] if not self.end else ""
+        self.place = chance.choices(list(PLACES), list(PLACES.values()))[0] if not self.end else ""
         self.engine = chance.choices(["run", "warm", "pool", "warm pool"], [35, 35, 15, 15])[0]
+        if self.place == "fragile":
+            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
         self.method = chance.choices(["fork", "forkserver", "spawn"], [5, 4, 1])[0]
         self.workers = chance.choice([1, 2, 2, 3])
         self.is_kept = not self.is_pool and (bool(self.end) or chance.random() < 0.25)
@@ -106,7 +110,7 @@ class Scenario:
         self.is_called_off = not self.is_pool and not self.end and chance.random() < 0.08
         self.is_late = not self.is_pool and not self.end and not self.is_called_off and chance.random() < 0.04
         self.is_audited = chance.random() < 0.4
-        self.breaks = self.place == "tight" or any(blow.what == "remove" for blow in self.blows)
+        self.breaks = self.place in ("tight", "fragile")
         self.judged = checks.Rules(
             halts=(self.fail_fast and not self.is_pool) or self.is_called_off or self.is_late,
             is_disturbed=hurts > 0,
@@ -122,10 +126,10 @@ class Scenario:
         chance = self.chance
         if self.end:
             return []
+        if self.place == "fragile":
+            return [Blow(chance.uniform(0.0, 0.15), "remove")]
         if self.place:
             return [Blow(chance.uniform(0.0, 0.1), "fill")] if chance.random() < 0.8 else []
-        if chance.random() < 0.03 and not self.engine.startswith("warm"):
-            return [Blow(chance.uniform(0.0, 0.1), "remove")]
         if chance.random() > 0.3:
             return []
         kinds = chance.choices(list(BLOWS), list(BLOWS.values()), k=chance.randint(1, 2))
@@ -396,7 +400,7 @@ class Conductor:
     def run(self, seeds: Iterable[int]) -> None:
         """Run seeds; those of programs that live to their end share one."""
         scenarios = [Scenario(seed) for seed in seeds]
-        for place in ("", "small", "tight"):
+        for place in PLACES:
             together = [scenario for scenario in scenarios if not scenario.end and scenario.place == place]
             if together:
                 self._run_program(together)
@@ -414,7 +418,7 @@ class Conductor:
         memory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_MEMORY_FOLDER))
         disk = folder / "disk"
         disk.mkdir()
-        small = {"": [], "small": [memory], "tight": [memory, disk]}[place] if os.geteuid() == 0 else []
+        small = {"small": [memory], "tight": [memory, disk]}.get(place, []) if os.geteuid() == 0 else []
         mounted = [path for path in small if _mount(path)]
         for name, path in (("memory", memory), ("tmp", disk)):
             (path / name).mkdir(mode=0o700)
