@@ -113,8 +113,6 @@ def run(folder, condition, *words):
 def test_a_program_has_its_values(folder, condition, entry):
     if entry == "inline" and condition != "raising":
         pytest.skip("what a task prints is then printed by the program itself, as without forgepar")
-    if entry != "inline" and condition == "raising":
-        pytest.skip("standard streams whose flush raises keep `multiprocessing` from starting a process")
     done = run(folder, condition, "spoilt.py", condition, entry, "values.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "values.json").read_text()) == list(range(20))

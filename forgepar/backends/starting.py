@@ -349,9 +349,16 @@ _launch_by_fork = with_names(popen_fork.Popen._launch, os=_os, __warningregistry
 
 
 class _Undone:
-    """Has a start of a process that fails leave nothing."""
+    """Has a start of a process that fails leave nothing, and not fail for standard streams that cannot be flushed."""
 
     pid: int
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        popen: Any = self
+        with suppress(Exception):  # a full disk, a reader that has gone; a child that is forked writes none of it
+            util._flush_std_streams()  # type: ignore[attr-defined]
+        popen._fds, popen.returncode, popen.finalizer = [], None, None
+        self._launch(process_obj)
 
     def _launch(self, process_obj: BaseProcess) -> None:
         _descriptors.begin()
