@@ -122,7 +122,7 @@ def parallel(workflow: Workflow, *calls: Call) -> TaskHandles:
 def map_reduce(
     workflow: Workflow,
     fn: Callable[..., Any],
-    items: Iterable[Any],
+    items: Iterable[Any] | TaskHandle,
     combine: Callable[[list[Any]], Any],
     fan_in: int = 8,
 ) -> TaskHandle:

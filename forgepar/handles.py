@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
-from forgepar.errors import ForeignHandle
+from forgepar.errors import ForeignHandle, WorkflowError
 
 
 class Owner(Protocol):
@@ -16,6 +16,9 @@ class Owner(Protocol):
 
     def task_name(self, index: int) -> str:
         """Return the name of a task from its number."""
+
+    def take_item(self, handle: TaskHandle, index: Any) -> TaskHandle:
+        """Add a task that takes an item of a task's value."""
 
 
 class TaskHandle:
@@ -37,6 +40,30 @@ class TaskHandle:
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.name!r}>"
+
+    __iter__ = None  # else to iterate would add a task for each item, without end
+
+    def __getitem__(self, index: Any) -> TaskHandle:
+        """Add a task that takes an item of this one's value; the index may be a handle as well."""
+        return self.workflow.take_item(self, index)
+
+    def __bool__(self) -> bool:
+        raise WorkflowError(
+            f"{self!r} stands for a value that is known when the workflow runs, so it is neither true nor false. "
+            "Decide in a task, or with forgepar.when."
+        )
+
+    def __format__(self, form: str) -> str:
+        raise WorkflowError(
+            f"{self!r} stands for a value that is known when the workflow runs, so it cannot be part of a text. Put "
+            "the text together in a task; .name is the task's name."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a TaskHandle has no attribute {name!r}. It stands for the value of a task, which is known when the "
+            f"workflow runs: wf.add(operator.attrgetter({name!r}), handle) is a task that takes the value's."
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TaskHandle):

@@ -7,6 +7,7 @@ A million tasks are a few columns, not a million objects: a task is a number, an
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +18,11 @@ from types import MethodType
 from typing import Any, NamedTuple, overload
 
 from forgepar.arguments import ATOMS, CONSTANT, NESTED, REFERENCE, Hole, HoleRun, Layout, lift
+from forgepar.binding import refusal
 from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles, foreign
 from forgepar.pickling import Found
-from forgepar.tasks import Options, Task, base_name, is_prepared, unfold
+from forgepar.tasks import Options, Task, base_name, is_prepared, own_task, unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,8 @@ class Workflow:
             ['int-0', 'int-1']
         """
         if any(isinstance(column, TaskHandle) for column in iterables):
+            if not is_prepared(fn):
+                self._check_arguments(fn, len(iterables), tuple(constants))
             return Engine.fan_out(self, fn, iterables, constants)
         spec = self._spec(fn)
         if spec < 0:
@@ -325,6 +329,10 @@ class Workflow:
             9
         """
         return Engine.include(self, other, {**(bindings or {}), **more}, prefix)
+
+    def take_item(self, handle: TaskHandle, index: Any) -> TaskHandle:
+        """Add a task that takes an item of a task's value, as ``handle[index]`` does."""
+        return self.add(own_task(operator.getitem), handle, index)
 
     def changed(self) -> None:
         """Note that the columns have changed, so that the plan is made anew."""
@@ -569,11 +577,24 @@ class Workflow:
         return index
 
     def _new_template(self, key: Any, row: TemplateRow) -> int:
+        spec, keywords = self.specs[row.spec], row.layout.keywords
+        self._check_arguments(spec.fn, len(row.layout.kinds) - len(keywords), (*keywords, *row.shared))
         index = len(self.templates)
         self.templates.append(row)
         if key is not None:
             self._template_index[key] = index
         return index
+
+    def _check_arguments(self, fn: Callable[..., Any], n_positional: int, keywords: tuple[str, ...]) -> None:
+        """Raise where a task's function does not take what the task gives it."""
+        fault = refusal(fn.fn if isinstance(fn, Task) else fn, n_positional, keywords)
+        if fault is None:
+            return
+        base, (text, unknown) = base_name(fn), fault
+        remedy = "Give what it takes."
+        if unknown in Options.__dataclass_fields__:
+            remedy = f"If the option of tasks is meant, say fp.task({base}).options({unknown}=...)."
+        raise WorkflowError(f"task {base!r} cannot be called with the arguments it is given: {text}. {remedy}")
 
     def _next_ordinal(self, spec: int) -> int:
         base = self.specs[spec].base

@@ -68,7 +68,7 @@ def test_parallel_tasks_fail_fast(either_backend):
 def test_what_they_wait_for_is_added_to_what_they_waited_for():
     wf = fp.Workflow()
     a, b = wf.add(abs, 1), wf.add(abs, 2)
-    fp.ParallelTasks([fp.task(double).options(after=a)]).add_to(wf, after=[b])
+    fp.ParallelTasks([(fp.task(double).options(after=a), 1)]).add_to(wf, after=[b])
     assert wf.plan().graph.successors(a.index).tolist() == wf.plan().graph.successors(b.index).tolist() == [2]
 
 

@@ -28,6 +28,7 @@ RANKS = {
         "version",
         "trust",
         "escaping",
+        "binding",
         "values.segment",
         "backends.joblibname",
         "backends.orphan_watch",
