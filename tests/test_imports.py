@@ -30,6 +30,8 @@ RANKS = {
         "escaping",
         "binding",
         "values.segment",
+        "backends.addresses",
+        "backends.lone_locks",
         "backends.joblibname",
         "backends.orphan_watch",
         "backends.limits",

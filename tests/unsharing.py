@@ -1,4 +1,4 @@
-"""PID namespaces, as containers have them, for tests."""
+"""Namespaces, as containers have them, for tests."""
 
 from __future__ import annotations
 
@@ -16,4 +16,16 @@ def unshared():
             if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
                 return command
     pytest.skip("this system lets nobody make a PID namespace here")
+    raise AssertionError
+
+
+def with_mounts(script):
+    """What starts a program that sees other file systems, as a shell script has mounted them; skip where none may."""
+    for options in (["--mount"], ["--user", "--map-root-user", "--mount"]):
+        command = ["unshare", *options, "sh", "-c", f'{script} && exec "$@"', "sh"]
+        with contextlib.suppress(OSError):
+            allowed = ["unshare", *options, "sh", "-c", "mount -t tmpfs none /tmp"]
+            if subprocess.run(allowed, capture_output=True, check=False).returncode == 0:
+                return command
+    pytest.skip("this system lets nobody mount a file system here")
     raise AssertionError

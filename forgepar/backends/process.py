@@ -406,7 +406,7 @@ class ProcessBackend:
         for slot in self._slots:
             _shut_down(slot)
             slot.connection = slot.process = slot.executor = slot.job = None
-            # They hold semaphores: collected amid the start of another worker, later, these could not be released.
+            # An exception that is kept would keep them, and this, with it.
             slot.threads.clear()
             slot.leaving.clear()
             slot.outstanding.clear()

@@ -28,6 +28,7 @@ import copyreg
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import weakref
@@ -53,7 +54,9 @@ from types import ModuleType
 from typing import Any
 
 from forgepar.backends import limits, orphans
+from forgepar.backends.addresses import ShortSocket
 from forgepar.backends.fork_server import Instead, with_names
+from forgepar.backends.lone_locks import LoneLock
 from forgepar.forking import SENTINEL, free_all_locks, hold_alone, in_child
 
 # Loaded by the fork server, so that no worker has to: what runs in each, and what the executor's part in it needs.
@@ -62,7 +65,7 @@ _EXIT_PRIORITY = 1000  # before anything that `multiprocessing` does at the exit
 
 
 def context(start_method: str) -> BaseContext:
-    """Return what `ProcessPoolExecutor` is to start processes with.
+    """Return what a `ProcessPoolExecutor` of one process is to start that with.
 
     Args:
         start_method: "forkserver", "spawn" or "fork".
@@ -77,8 +80,6 @@ def process_of(pid: int) -> BaseProcess | None:
 
 def make_ready(start_method: str) -> None:
     """Have those programs run that a start needs beside this one: what fails of that fails before anything is made.
-
-    The tracker that removes semaphores comes first: one that it cannot be told of would stay for ever.
 
     Raises:
         OSError: one cannot be started.
@@ -120,7 +121,7 @@ def _discard(executor: ProcessPoolExecutor) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
     queue.close()
     queue.join_thread()
-    queue._thread = None  # one that was not started refers to the queue, which has semaphores
+    queue._thread = None  # one that was not started refers to the queue
     wakeup.close()
     for end in (queue._reader, queue._writer, results._reader, results._writer):
         end.close()
@@ -208,8 +209,12 @@ _spawn = Instead(
 )
 _MAIN = "from multiprocessing.forkserver import main; "
 _OUR_MAIN = "from forgepar.backends.fork_server import main; "
+_sockets = Instead(socket, socket=ShortSocket)
 _ensure_running = with_names(
-    forkserver.ForkServer.ensure_running, spawn=_spawn, util=Instead(util, spawnv_passfds=_spawnv_server)
+    forkserver.ForkServer.ensure_running,
+    spawn=_spawn,
+    util=Instead(util, spawnv_passfds=_spawnv_server),
+    socket=_sockets,
 )
 
 
@@ -311,7 +316,7 @@ class _Descriptors:
 _descriptors = _Descriptors()
 _os = Instead(os, pipe=_descriptors.pipe, dup=_descriptors.dup, close=_descriptors.close)
 _server = _Server()
-_connect = with_names(forkserver.ForkServer.connect_to_new_process, os=_os)
+_connect = with_names(forkserver.ForkServer.connect_to_new_process, os=_os, socket=_sockets)
 
 
 def _read_pid(descriptor: int) -> int:
@@ -469,6 +474,11 @@ class _SpawnContext(contexts.SpawnContext):
 
 class _ForkContext(contexts.ForkContext):
     Process = _ForkProcess
+
+
+for _context in (_ForkServerContext, _SpawnContext, _ForkContext):
+    for _name in ("Lock", "BoundedSemaphore"):  # of the queues of an executor
+        setattr(_context, _name, LoneLock)
 
 
 _CONTEXTS: dict[str, BaseContext] = {

@@ -19,10 +19,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
+from forgepar.backends.addresses import short_address
 from forgepar.contexts import RunFacts
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
@@ -37,8 +37,6 @@ AWAKE_SECONDS = 0.00015
 _HAS_PACKETS = sys.platform == "linux"
 _LONGEST = MESSAGE_LIMIT + 4096  # of a reply where the arena has no room: one value that travels inside, and the rest
 _RECEIVE = _LONGEST + 1  # bytes asked for, so that a message too long would show
-_LONGEST_ADDRESS = 100  # bytes that the path of a socket may have on every system
-_OPEN_FILES = "/proc/self/fd"
 _MOST_TEXT = 2000  # characters of an error whose whole text finds no room
 _IN_SEGMENT = b"@"  # never the first byte of a pickle
 
@@ -251,7 +249,7 @@ def listen(address: str, backlog: int) -> socket.socket:
     """Open the parent's socket, as a file that others' permissions on its folder guard."""
     listener = socket.socket(socket.AF_UNIX, _kind())
     try:
-        with _short(address) as path:
+        with short_address(address) as path:
             listener.bind(path)
         listener.listen(backlog)
     except BaseException:
@@ -269,26 +267,12 @@ def connect(address: str) -> Channel:
     """Connect a worker to its parent."""
     connected = socket.socket(socket.AF_UNIX, _kind())
     try:
-        with _short(address) as path:
+        with short_address(address) as path:
             connected.connect(path)
     except OSError:
         connected.close()
         raise
     return _channel(connected)
-
-
-@contextmanager
-def _short(address: str) -> Iterator[str]:
-    """Give a path of at most `_LONGEST_ADDRESS` bytes to the same file, by the number of its open folder."""
-    if len(os.fsencode(address)) <= _LONGEST_ADDRESS or not os.path.isdir(_OPEN_FILES):  # noqa: PTH112
-        yield address
-        return
-    folder, name = os.path.split(address)
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"{_OPEN_FILES}/{number}/{name}"
-    finally:
-        os.close(number)
 
 
 def _kind() -> socket.SocketKind:
