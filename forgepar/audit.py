@@ -36,6 +36,7 @@ from forgepar.events import (
 )
 from forgepar.standing import Standing, TaskStanding
 from forgepar.trust import end_of_links
+from forgepar.validation import as_list, check_instance, check_path, shown
 
 _KINDS = {name: kind for name, kind in vars(kinds).items() if isinstance(kind, type) and issubclass(kind, Event)}
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS.values()}
@@ -134,10 +135,12 @@ class AuditLog:
     """
 
     def __init__(self, events: Iterable[Event]) -> None:
-        self.events = tuple(events)
+        self.events = tuple(as_list("events", events))
+        for event in self.events:
+            check_instance("events", event, Event, "events, each a forgepar.events.Event")
         self.run_ids = tuple(dict.fromkeys(event.run_id for event in self.events))
         if len(self.run_ids) != 1:
-            raise ValueError(f"these are events of {len(self.run_ids)} runs. Give those of one.")
+            raise ValueError(f"these are events of {len(self.run_ids)} runs. Give as events those of one.")
         self.run_id = self.run_ids[0]
 
     @classmethod
@@ -156,13 +159,13 @@ class AuditLog:
             ValueError: it has no such run, or a line elsewhere is no event.
         """
         by_run: dict[str, list[Event]] = {}
-        for event in _read(Path(path)):
+        for event in _read(check_path("path", path)):
             by_run.setdefault(event.run_id, []).append(event)
         if not by_run:
             raise ValueError(f"{path} has no events. run(audit={str(path)!r}) writes some.")
         chosen = next(reversed(by_run)) if run_id is None else run_id
-        if chosen not in by_run:
-            raise ValueError(f"{path} has no run {chosen!r}. Those it has are {', '.join(by_run)}.")
+        if not isinstance(chosen, str) or chosen not in by_run:
+            raise ValueError(f"{path} has no run of run_id={shown(chosen)}. Those it has are {', '.join(by_run)}.")
         log = cls(by_run[chosen])
         log.run_ids = tuple(by_run)
         return log

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from forgepar.errors import WorkflowError
 from forgepar.handles import TaskHandle
 from forgepar.tasks import own_task
+from forgepar.validation import check_callable, check_instance
 from forgepar.workflow import Branching, Workflow
 
 
@@ -43,6 +45,10 @@ def when(
         >>> result[value], result.status_counts()
         ('3', {'completed': 5, 'skipped': 1})
     """
+    check_instance("workflow", workflow, Workflow, "a Workflow", WorkflowError)
+    check_callable("then", then, WorkflowError)
+    if otherwise is not None:
+        check_callable("otherwise", otherwise, WorkflowError)
     gate = workflow.add(own_task(_condition), condition)
     first = _declared(workflow, gate, then)
     second = _declared(workflow, gate, otherwise) if otherwise is not None else (range(0), None)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from forgepar.forking import fork_safe
+from forgepar.validation import check_callable, check_instance, check_seconds
 
 
 class CancellationToken:
@@ -38,6 +39,7 @@ class CancellationToken:
         self._kept: set[CancellationToken] = set()  # of the children, those that have something to call
         self._parent = parent
         if parent is not None:
+            check_instance("parent", parent, CancellationToken, "a CancellationToken, or None")
             self._ends_at = parent.ends_at
             parent._adopt(self)
 
@@ -48,8 +50,9 @@ class CancellationToken:
         Raises:
             ValueError: the time is not above 0.
         """
-        if not seconds > 0:
-            raise ValueError(f"seconds={seconds!r} is no time. Give seconds above 0.")
+        if seconds is None:
+            raise ValueError("seconds=None is no time. Give seconds above 0.")
+        seconds = check_seconds("seconds", seconds)
         token = cls(parent)
         ends_at = time.monotonic() + seconds
         token._ends_at = ends_at if token._ends_at is None else min(ends_at, token._ends_at)
@@ -99,6 +102,7 @@ class CancellationToken:
         Returns:
             what to call to have it no longer called.
         """
+        check_callable("callback", callback)
         with self._lock:
             self._callbacks.append(callback)
             self._show_use()

@@ -16,6 +16,7 @@ from forgepar.graph import Adjacency, longest_path_layers
 from forgepar.machine import as_bytes, as_text, available_cpus, available_memory, total_memory
 from forgepar.plan import Plan
 from forgepar.tasks import Task
+from forgepar.validation import check_choice, check_seconds, check_workers
 from forgepar.values.arena import Arena
 from forgepar.values.codec import ATOMIC, dumps
 from forgepar.values.fresh import Original, is_frozen
@@ -61,7 +62,7 @@ def check(
 ) -> list[Finding]:
     """Return what is to be said about a workflow; see `Workflow.check`."""
     _check_rules(workers, layer_timeout, rollback)
-    memory = None if available_memory is None else as_bytes(available_memory)
+    memory = None if available_memory is None else as_bytes(available_memory, "available_memory")
     if not len(workflow):
         return list(_told(EmptyWorkflow, "empty", workflow.check_runnable))
     plan: Plan = workflow.plan()
@@ -80,12 +81,9 @@ def check(
 
 def _check_rules(workers: Any, layer_timeout: Any, rollback: Any) -> None:
     """Refuse what a run would refuse."""
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
-    if layer_timeout is not None and (not isinstance(layer_timeout, (int, float)) or not layer_timeout > 0):
-        raise ValueError(f"layer_timeout={layer_timeout!r} is no time. Give seconds above 0, or None.")
-    if rollback not in ("all", "upstream", "none") and not callable(rollback):
-        raise ValueError(f"rollback={rollback!r} is not known. Give 'all', 'upstream', 'none', or a function.")
+    check_workers("workers", workers)
+    check_seconds("layer_timeout", layer_timeout)
+    check_choice("rollback", rollback, ("all", "upstream", "none"), or_callable=True)
 
 
 def _told(kind_of_error: type[WorkflowError], kind: str, look: Callable[[], object]) -> Iterator[Finding]:

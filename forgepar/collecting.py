@@ -24,6 +24,7 @@ from forgepar.priors import FILE, name_and_lengths
 from forgepar.runlock import remove_stale
 from forgepar.store import facts_of_runs
 from forgepar.storefile import as_store_error, files_of, is_full, open_to_read, open_to_write, telling
+from forgepar.validation import check_path, is_count, is_number, shown
 from forgepar.valuefiles import ValueFiles
 
 _YOUNG_SECONDS = 3600.0  # since a file was used, while a run goes
@@ -94,9 +95,10 @@ def collect(
         2
     """
     for name, value in (("keep", keep), ("max_bytes", max_bytes)):
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value!r} is below 0. Give 0 or more.")
-    store = Path(path)
+        if value is not None and not is_count(value):
+            fault = "is below 0" if is_number(value) and value < 0 else "is no count"
+            raise ValueError(f"{name}={shown(value)} {fault}. Give 0 or more.")
+    store = check_path("path", path)
     open_to_read(store).close()  # which is refused where there is none
     files = ValueFiles(files_of(store))
     before, began_at = _total_bytes(store, files), time.time()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from forgepar.errors import DuplicateTaskName, UnknownTask, WorkflowError
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.tasks import Options, Task, own_task, task
+from forgepar.validation import as_list, check_callable, check_instance, is_count, shown
 from forgepar.workflow import Engine, TemplateRow, Workflow
 
 # A task to be: a function that takes nothing, or a tuple of a function and its arguments.
@@ -41,6 +42,9 @@ def sequence(workflow: Workflow, value: Any, *steps: Callable[..., Any]) -> Task
         >>> wf.run(backend="inline")[last]
         7
     """
+    check_instance("workflow", workflow, Workflow, "a Workflow", WorkflowError)
+    for place, step in enumerate(steps):
+        check_callable(f"steps[{place}]", step, WorkflowError)
     if not steps:
         raise WorkflowError(
             f"sequence() has no steps, only {value!r}, which the first would get. Give it functions of one argument."
@@ -72,10 +76,11 @@ class ParallelTasks:
     calls: Sequence[Call]
 
     def __post_init__(self) -> None:
-        calls = tuple(map(_checked, self.calls))
+        calls = tuple(map(_checked, as_list("calls", self.calls, kind=WorkflowError)))
         if not calls:
             raise WorkflowError(
-                "ParallelTasks([]) has no tasks. Give it functions, or tuples of one and its arguments."
+                f"ParallelTasks(calls={shown(self.calls)}) has no tasks. Give it functions, or tuples of one and its "
+                "arguments."
             )
         object.__setattr__(self, "calls", calls)
 
@@ -95,6 +100,7 @@ class ParallelTasks:
             ForeignHandle: a handle of another workflow.
             DuplicateTaskName: the same names are there already: tasks with ``name=`` can be declared but once.
         """
+        check_instance("workflow", workflow, Workflow, "a Workflow", WorkflowError)
         before = Options(after=after).after  # type: ignore[arg-type]  # it takes one handle, too
         workflow.refuse_foreign(before)
         first = len(workflow)
@@ -148,14 +154,17 @@ def map_reduce(
         >>> wf.run(backend="inline")[total]
         6
     """
-    if not isinstance(fan_in, int) or fan_in < 2:
+    check_instance("workflow", workflow, Workflow, "a Workflow", WorkflowError)
+    check_callable("fn", fn, WorkflowError)
+    check_callable("combine", combine, WorkflowError)
+    if not is_count(fan_in, 2):
         raise WorkflowError(f"fan_in={fan_in!r} makes no tree. Give 2 or more.")
     if isinstance(items, TaskHandle):
         raise WorkflowError(
             f"map_reduce() cannot tell how many items {items!r} will have, so how deep a tree to make. "
             "Give it the items, or add combine as one task of what Workflow.map of that handle returns."
         )
-    items = items if isinstance(items, Sequence) else list(items)
+    items = items if isinstance(items, Sequence) else as_list("items", items, kind=WorkflowError)
     if not items:
         raise WorkflowError("map_reduce() has no items, so no value. Give it one or more.")
     values: Sequence[TaskHandle] = workflow.map(fn, items)
@@ -192,7 +201,7 @@ class Included(Mapping[str, TaskHandle]):
         if isinstance(key, TaskHandles):
             self._inner.refuse_foreign([key])
             return _handles(self._outer, self._places[[self._known(index) for index in key.indices]])
-        return TaskHandle(self._outer, int(self._places[self._known(self._inner.index_of(key))]))
+        return TaskHandle(self._outer, int(self._places[self._known(self._inner.index_of(key, argument="key"))]))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -310,7 +319,9 @@ def _given(value: Any) -> Any:
 def _checked(call: Call) -> Call:
     if callable(call) or (isinstance(call, tuple) and call and callable(call[0])):
         return call
-    raise WorkflowError(f"{call!r} is no task. Give a function, or a tuple of a function and its arguments.")
+    raise WorkflowError(
+        f"calls has {shown(call)}, which is no task. Give a function, or a tuple of a function and its arguments."
+    )
 
 
 Engine.include = _include

@@ -139,7 +139,7 @@ class TaskContext:
         Raises:
             ValueError: a fraction outside of that.
         """
-        if not 0 <= fraction <= 1:
+        if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction!r} is no share of the work. Give a number from 0 to 1.")
         self._say(float(fraction), str(text))
 

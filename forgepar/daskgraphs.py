@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, Self
@@ -25,8 +25,10 @@ from forgepar.handles import TaskHandle
 from forgepar.machine import available_cpus
 from forgepar.pickling import Found
 from forgepar.result import RunResult
+from forgepar.validation import check_choice, check_flag, check_workers, checked_by, refusal
 from forgepar.workflow import Workflow
 
+_N_CALLS = 5  # functions of one of Dask's callbacks
 _HASH_SEED = "6640"  # any fixed number, for start methods that give each worker a hash of its own
 
 
@@ -77,13 +79,29 @@ def dask_get(
         from dask.callbacks import local_callbacks
     except ImportError as error:
         raise ImportError("dask_get needs Dask: pip install 'forgepar[dask]'") from error
-    wanted = set(_flat(keys))
+    if callbacks is not None:
+        _check_callbacks(callbacks)
+    check_choice("schedule", schedule, ("eager", "layers"))
+    check_flag("optimize_graph", optimize_graph)
+    check_workers("num_workers", num_workers)
+    if not isinstance(dsk, Mapping) and not hasattr(dsk, "__dask_graph__"):
+        raise refusal("dsk", "a Dask graph", dsk)
+    wanted = checked_by("keys", lambda: set(_flat(keys)), "a key of the graph, or lists of keys", keys)
     with local_callbacks(callbacks) as active:
         nodes = _nodes(dsk, wanted, fuses=optimize_graph)
         with _Listening(active, nodes) as listening:
             values = _values(nodes, wanted, listening, num_workers, pool, schedule)
             listening.values(values)
     return _nested(keys, values)
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    """Refuse what are no callbacks as Dask hands them on: tuples of five functions, each of which may be None."""
+    is_several = isinstance(callbacks, Collection) and not isinstance(callbacks, (str, bytes))
+    for callback in callbacks if is_several else [None]:
+        is_one = isinstance(callback, tuple) and len(callback) == _N_CALLS
+        if not is_one or not all(part is None or callable(part) for part in callback or ()):
+            raise refusal("callbacks", "a list of Dask's callbacks, each a tuple of 5 functions, or None", callbacks)
 
 
 # The graph

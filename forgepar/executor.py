@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from forgepar.console import Console, Show
 from forgepar.contexts import RunFacts
 from forgepar.dispatch import Dispatcher
 from forgepar.displays import Display, Shielded
-from forgepar.errors import RunTimeout, WorkflowFailed, WrongProcess
+from forgepar.errors import RunTimeout, WorkflowError, WorkflowFailed, WrongProcess
 from forgepar.events import Sink
 from forgepar.forking import fork_safe
 from forgepar.handles import TaskHandle, TaskHandles
@@ -49,6 +50,17 @@ from forgepar.sinks import Audit, open_sinks
 from forgepar.snapshot import RunSnapshot, look, snapshot
 from forgepar.standing import error_text
 from forgepar.subflow import Subflow  # noqa: F401  (it lends `Workflow.map` what it needs)
+from forgepar.validation import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_instance,
+    check_seconds,
+    check_workers,
+    is_count,
+    is_flag,
+    shown,
+)
 from forgepar.values.modulestate import ModuleState
 from forgepar.workflow import Engine, Workflow
 
@@ -95,9 +107,15 @@ class WorkflowExecutor:
         max_tasks_per_worker: int | None = None,
         max_worker_memory: int | str | None = None,
     ) -> None:
-        if workers is not None and (not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"workers={workers!r} is no number of processes. Give 1 or more, or None for one a CPU.")
-        budget = None if memory_budget is None else as_bytes(memory_budget)
+        check_workers("workers", workers)
+        budget = None if memory_budget is None else as_bytes(memory_budget, "memory_budget")
+        worn_bytes = None if max_worker_memory is None else as_bytes(max_worker_memory, "max_worker_memory")
+        if max_tasks_per_worker is not None and not is_count(max_tasks_per_worker, 1):
+            raise ValueError(
+                f"max_tasks_per_worker={shown(max_tasks_per_worker)} is no count. Give 1 or more, or None."
+            )
+        if start_method is not None and isinstance(backend, str):
+            check_choice("start_method", start_method, multiprocessing.get_all_start_methods())
         self._backend: Backend
         if not isinstance(backend, str):
             self._backend = _checked_backend(
@@ -109,14 +127,13 @@ class WorkflowExecutor:
                 max_worker_memory=max_worker_memory,
             )
         elif backend not in ("process", "inline"):
-            raise ValueError(f"backend={backend!r} is not known. Give 'process', 'inline', or a backend.")
+            raise ValueError(f"backend={shown(backend)} is not known. Give 'process', 'inline', or a backend.")
         elif backend == "inline" or inside_worker():
             self._backend = InlineBackend(budget)
         else:
             self._backend = ProcessBackend(workers or available_cpus(), start_method, budget)
-        if max_tasks_per_worker is not None and (not isinstance(max_tasks_per_worker, int) or max_tasks_per_worker < 1):
-            raise ValueError(f"max_tasks_per_worker={max_tasks_per_worker!r} is no count. Give 1 or more, or None.")
-        self._wear = Wear(max_tasks_per_worker, None if max_worker_memory is None else as_bytes(max_worker_memory))
+        has_workers = not isinstance(self._backend, InlineBackend)  # this process cannot be replaced
+        self._wear = Wear(max_tasks_per_worker, worn_bytes) if has_workers else Wear()
         # Workers of forgepar's own are compared with this process; those of others have their own modules.
         self._module_state = ModuleState() if self._backend.name == ProcessBackend.name else None
         self._runs = itertools.count()
@@ -215,8 +232,21 @@ class WorkflowExecutor:
             SystemExit: the same, at a SIGTERM that the program does not handle itself.
         """
         self._check_process()
-        if schedule not in ("layers", "eager"):
-            raise ValueError(f"schedule={schedule!r} is not known. Give 'layers' or 'eager'.")
+        check_instance("workflow", workflow, Workflow, "a Workflow")
+        check_choice("schedule", schedule, ("layers", "eager"))
+        check_flag("fail_fast", fail_fast)
+        check_choice("rollback", rollback, ("all", "upstream", "none"), or_callable=True)
+        check_choice("show", show, ("plain", "tagged"), or_callable=True)
+        check_count("seed", seed, 0)
+        if cancel is not None:
+            check_instance("cancel", cancel, CancellationToken, "a CancellationToken, or None")
+        timeout, layer_timeout = check_seconds("timeout", timeout), check_seconds("layer_timeout", layer_timeout)
+        rollback_timeout = check_seconds("rollback_timeout", rollback_timeout)
+        taking_up = _as_resume(store, resume)
+        if not (progress is None or is_flag(progress) or _is_display(progress)):
+            raise ValueError(
+                f"progress={shown(progress)} is not known. Give True, False, or a forgepar.displays.Display."
+            )
         workflow.check_runnable()
         plan: Plan = workflow.plan()
         policy = RunPolicy(
@@ -224,21 +254,12 @@ class WorkflowExecutor:
             schedule,
             fail_fast,
             rollback=rollback,
-            timeout=_checked_seconds("timeout", timeout),
-            layer_timeout=_checked_seconds("layer_timeout", layer_timeout),
-            rollback_seconds=timeout
-            if rollback_timeout is None
-            else _checked_seconds("rollback_timeout", rollback_timeout),
+            timeout=timeout,
+            layer_timeout=layer_timeout,
+            rollback_seconds=timeout if rollback_timeout is None else rollback_timeout,
             seed=seed,
             wear=self._wear,
         )
-        if rollback not in ("all", "upstream", "none") and not callable(rollback):
-            raise ValueError(f"rollback={rollback!r} is not known. Give 'all', 'upstream', 'none', or a function.")
-        if show not in ("plain", "tagged") and not callable(show):
-            raise ValueError(f"show={show!r} is not known. Give 'plain', 'tagged', or a function of an OutputLine.")
-        taking_up = _as_resume(store, resume)
-        if not (progress is None or isinstance(progress, bool) or hasattr(progress, "beat")):
-            raise ValueError(f"progress={progress!r} is not known. Give True, False, or a forgepar.displays.Display.")
         surroundings = pack(here() if self._backend.name == ProcessBackend.name else Surroundings(rules_here()))
         cargo = Cargo(plan, self._module_state, workflow.refers_to, forgets=True)
         with self._lock, self._alone(), open_sinks(audit) as sinks, recording(store, plan, policy, taking_up) as keeper:
@@ -413,9 +434,10 @@ def _output_tasks(workflow: Workflow, outputs: Any) -> Literal["leaves", "all"] 
 
 
 def _checked_backend(backend: Any, **others: Any) -> Backend:
-    if not all(hasattr(backend, name) for name in ("open", "send", "wait", "close", "n_slots")):
+    if isinstance(backend, type) or not all(hasattr(backend, name) for name in _OF_BACKENDS):
         raise ValueError(
-            f"backend={backend!r} is no backend. Give 'process', 'inline', or one such as FuturesBackend(executor)."
+            f"backend={shown(backend)} is no backend. Give 'process', 'inline', or one such as "
+            "FuturesBackend(executor)."
         )
     if given := [name for name, value in others.items() if value is not None]:
         raise ValueError(
@@ -439,21 +461,23 @@ def _named_tasks(workflow: Workflow, outputs: Any) -> Iterable[int]:
     if isinstance(outputs, TaskHandles):
         workflow.refuse_foreign([outputs])
         return outputs.indices
+    if isinstance(outputs, Mapping) or not isinstance(outputs, Iterable):
+        raise WorkflowError(
+            f"outputs={shown(outputs)} names no tasks. Give 'leaves', 'all', handles, or names of tasks."
+        )
     return (index for part in outputs for index in _named_tasks(workflow, part))
 
 
 def _as_resume(store: object, resume: bool | Resume) -> Resume | None:
     if not isinstance(resume, (bool, Resume)):
-        raise ValueError(f"resume={resume!r} is not known. Give True, False, or a forgepar.Resume.")
+        raise ValueError(f"resume={shown(resume)} is not known. Give True, False, or a forgepar.Resume.")
     if resume and store is None:
         raise ValueError(f"resume={resume!r} needs a store to take values from. Give store='runs.db' as well.")
     return resume if isinstance(resume, Resume) else Resume() if resume else None
 
 
-def _checked_seconds(name: str, seconds: float | None) -> float | None:
-    if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds > 0):
-        raise ValueError(f"{name}={seconds!r} is no time. Give seconds above 0, or None.")
-    return seconds
+def _is_display(progress: object) -> bool:
+    return not isinstance(progress, type) and all(hasattr(progress, name) for name in ("begin", "beat", "close"))
 
 
 def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> WorkflowFailed:
@@ -480,6 +504,9 @@ def _failure(plan: Plan, result: RunResult, ended_by: RunTimeout | None) -> Work
 
 def _run_alone(workflow: Workflow, rules: dict[str, Any]) -> RunResult:
     """Run a workflow with an executor of its own; ``rules`` are the arguments of both."""
+    for name in rules:
+        if name not in _RULES:
+            raise TypeError(f"{name}= is no argument of a run. Give one of {', '.join(sorted(_RULES))}.")
     mine = [name for name in inspect.signature(WorkflowExecutor).parameters if name in rules]
     with WorkflowExecutor(**{name: rules.pop(name) for name in mine}) as executor:
         return executor.run(workflow, **rules)
@@ -503,6 +530,13 @@ def _write_report(table: RunTable, path: Path | str) -> None:
     write_report(table, path)
 
 
+_OF_BACKENDS = ("open", "send", "wait", "close", "n_slots")
+_RULES = frozenset(
+    name
+    for call in (WorkflowExecutor, WorkflowExecutor.run)
+    for name in inspect.signature(call).parameters
+    if name not in ("self", "workflow")
+)
 Engine.run = _run_alone
 Engine.draw = _draw
 Writers.trace = _write_trace

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from forgepar.errors import WorkflowError
+from forgepar.validation import is_count, is_number
+
+_MOST_TIMES = 10_000  # a step each is remembered
 
 
 class _Missing:
@@ -50,9 +53,9 @@ class RetryFallback:
     wait: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.times, int) or self.times < 1:
-            raise WorkflowError(f"RetryFallback(times={self.times!r}) is no count. Give 1 or more.")
-        if not isinstance(self.wait, (int, float)) or not 0 <= self.wait < math.inf:
+        if not is_count(self.times, 1) or self.times > _MOST_TIMES:
+            raise WorkflowError(f"RetryFallback(times={self.times!r}) is no count. Give 1 to {_MOST_TIMES}.")
+        if not is_number(self.wait) or not 0 <= self.wait < math.inf:
             raise WorkflowError(f"RetryFallback(wait={self.wait!r}) is no wait. Give seconds from 0.")
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from forgepar.errors import DuplicateTaskName, WorkflowError
 from forgepar.graph import Adjacency
 from forgepar.handles import TaskHandle
+from forgepar.validation import as_list, check_callable, check_instance, shown
 from forgepar.workflow import Engine, Workflow
 
 
@@ -31,6 +32,10 @@ def _from_graph(workflow: Workflow, graph: Any, fn: Callable[..., Any] | str, at
     """Add a task for each node of a graph, in the graph's order."""
     names: dict[int, str] = {}
     taken: set[str] = set()
+    if not isinstance(fn, str):
+        check_callable("fn", fn, WorkflowError)
+    for name in as_list("attributes", attributes, "names of attributes", WorkflowError):
+        check_instance("attributes", name, str, "names of attributes, each a text", WorkflowError)
     for index, node in enumerate(_nodes(graph)):
         # Handles of tasks that are yet to come are as good: the plan sorts them, and finds cycles.
         values = [TaskHandle(workflow, before) for before in node.before]
@@ -58,7 +63,8 @@ def _nodes(graph: Any) -> Iterator[_Node]:
     if hasattr(graph, "node_indices") and hasattr(graph, "edge_list"):
         return _of_rustworkx(graph)
     raise WorkflowError(
-        f"{graph!r} is no graph that is known here. Give a networkx.DiGraph, a rustworkx.PyDiGraph or an Adjacency."
+        f"graph={shown(graph)} is no graph that is known here. Give a networkx.DiGraph, a rustworkx.PyDiGraph or an "
+        "Adjacency."
     )
 
 
@@ -98,7 +104,8 @@ def _callable_of(node: _Node, attribute: str) -> Callable[..., Any]:
     found = node.key if callable(node.key) else node.attributes.get(attribute)
     if found is None or not callable(found):
         raise WorkflowError(
-            f"node {node.name or node.key!r} has no function: its attribute {attribute!r} is {found!r}. "
+            f"node {node.name or node.key!r} has no function (fn={attribute!r}): its attribute {attribute!r} is "
+            f"{found!r}. "
             "Give each node one, or give from_graph() a function for all."
         )
     called: Callable[..., Any] = found

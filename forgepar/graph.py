@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from forgepar.validation import check_count, check_instance, checked_by, refusal, shown
+
 IndexArray: TypeAlias = NDArray[np.signedinteger[Any]]
 
 _NARROW = 48  # nodes in a layer, up to which Python is quicker than numpy
@@ -21,6 +23,7 @@ _WIDE = 2 * _NARROW  # above which numpy takes over again; the gap keeps a graph
 _HUB = 256  # successors of one node, above which its layer goes to numpy even if it is narrow
 _SHORT_CHAIN = 32  # nodes, up to which writing them one by one is quicker than as an array
 _PACKABLE = 2**31  # node numbers below this fit into half of a 64-bit key
+_MOST_NODES = 1 << 48  # more than any machine has memory for
 _SHOWN = 20  # nodes of a cycle that a message names
 
 
@@ -81,6 +84,7 @@ class Adjacency:
             >>> Adjacency.from_edges(3, [2, 0, 0], [1, 2, 1]).indices.tolist()
             [1, 2, 1]
         """
+        check_count("n_nodes", n_nodes, 0, _MOST_NODES)
         tails, heads = _checked_edges(n_nodes, sources, targets)
         dtype = _index_dtype(n_nodes, len(tails))
         indptr: IndexArray = np.zeros(n_nodes + 1, dtype)
@@ -97,7 +101,10 @@ class Adjacency:
 
     def successors(self, node: int) -> IndexArray:
         """Return a view of the nodes that ``node`` leads to, ascending unless the edges came sorted by source."""
-        return self.indices[self.indptr[node] : self.indptr[node + 1]]
+        try:
+            return self.indices[self.indptr[node] : self.indptr[node + 1]]
+        except (TypeError, IndexError, ValueError, OverflowError):
+            raise refusal("node", f"an integer from 0 to {self.n_nodes - 1}", node) from None
 
     def successors_of(self, nodes: IndexArray) -> IndexArray:
         """Return the successors of several nodes, one node's after the other's. Cost: O(nodes + successors).
@@ -109,11 +116,14 @@ class Adjacency:
             >>> Adjacency.from_edges(3, [0, 0, 1], [1, 2, 2]).successors_of(np.array([1, 0])).tolist()
             [2, 1, 2]
         """
-        starts = self.indptr.take(nodes)
-        lengths = self.indptr.take(nodes + 1) - starts
-        ends = np.cumsum(lengths, dtype=self.indptr.dtype)
-        places = np.arange(int(ends[-1]) if len(ends) else 0, dtype=self.indptr.dtype)
-        places += np.repeat(starts - (ends - lengths), lengths)
+        try:
+            starts = self.indptr.take(nodes)
+            lengths = self.indptr.take(nodes + 1) - starts
+            ends = np.cumsum(lengths, dtype=self.indptr.dtype)
+            places = np.arange(int(ends[-1]) if len(ends) else 0, dtype=self.indptr.dtype)
+            places += np.repeat(starts - (ends - lengths), lengths)
+        except (TypeError, ValueError, IndexError, OverflowError):
+            raise refusal("nodes", f"an array of integers from 0 to {self.n_nodes - 1}", nodes) from None
         return self.indices.take(places)
 
     def in_degrees(self) -> IndexArray:
@@ -173,7 +183,7 @@ class Adjacency:
             ValueError: it is no sparse matrix, or not square.
         """
         if not hasattr(matrix, "tocoo"):
-            raise ValueError(f"{type(matrix).__name__} is no sparse matrix. Give one of scipy.sparse.")
+            raise ValueError(f"matrix={shown(matrix)} is no sparse matrix. Give one of scipy.sparse.")
         if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"a graph's matrix is square, got {matrix.shape}. Give a row and a column for each node.")
         entries = matrix.tocoo()
@@ -231,12 +241,13 @@ def longest_path_layers(graph: Adjacency) -> NDArray[np.int32]:
         >>> longest_path_layers(Adjacency.from_edges(3, [0, 1, 0], [1, 2, 2])).tolist()
         [0, 1, 2]
     """
+    check_instance("graph", graph, Adjacency, "an Adjacency")
     layering = _Layering(graph)
     layering.run()
     if layering.n_done < graph.n_nodes:
         cycle = _cycle_among(graph, layering.waits > 0)
-        shown = [*map(str, cycle[:_SHOWN]), *(["..."] if len(cycle) > _SHOWN else []), str(cycle[0])]
-        raise CycleFound(f"the graph has a cycle: {' -> '.join(shown)}. Take out one of its edges.", cycle)
+        told = [*map(str, cycle[:_SHOWN]), *(["..."] if len(cycle) > _SHOWN else []), str(cycle[0])]
+        raise CycleFound(f"the graph has a cycle: {' -> '.join(told)}. Take out one of its edges.", cycle)
     return layering.layer
 
 
@@ -254,6 +265,7 @@ def find_cycle(graph: Adjacency) -> list[int] | None:
         >>> find_cycle(Adjacency.from_edges(3, [0, 1], [1, 1]))
         [1]
     """
+    check_instance("graph", graph, Adjacency, "an Adjacency")
     layering = _Layering(graph)
     layering.run()
     return None if layering.n_done == graph.n_nodes else _cycle_among(graph, layering.waits > 0)
@@ -277,6 +289,7 @@ def critical_path(graph: Adjacency, weights: ArrayLike) -> tuple[list[int], floa
         >>> critical_path(Adjacency.from_edges(3, [0, 0], [1, 2]), [1.0, 5.0, 2.0])
         ([0, 1], 6.0)
     """
+    check_instance("graph", graph, Adjacency, "an Adjacency")
     remaining = longest_remaining(graph, weights)
     if not graph.n_nodes:
         return [], 0.0
@@ -302,7 +315,7 @@ def longest_remaining(graph: Adjacency, weights: ArrayLike) -> NDArray[np.float6
         >>> longest_remaining(Adjacency.from_edges(3, [0, 0], [1, 2]), [1.0, 5.0, 2.0]).tolist()
         [6.0, 5.0, 2.0]
     """
-    remaining = np.array(weights, np.float64)
+    remaining: NDArray[np.float64] = checked_by("weights", lambda: np.array(weights, np.float64), "numbers", weights)
     _check_weights(graph.n_nodes, remaining)
     layers = longest_path_layers(graph)
     order = _sorted_beside(layers, np.arange(graph.n_nodes, dtype=graph.indptr.dtype))
@@ -519,7 +532,7 @@ def _index_dtype(n_nodes: int, n_edges: int) -> type[np.signedinteger[Any]]:
 
 
 def _integers(values: ArrayLike, name: str) -> IndexArray:
-    array = np.asarray(values)
+    array: IndexArray = checked_by(name, lambda: np.asarray(values), "integers", values)
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -528,12 +541,11 @@ def _integers(values: ArrayLike, name: str) -> IndexArray:
 
 
 def _checked_edges(n_nodes: int, sources: ArrayLike, targets: ArrayLike) -> tuple[IndexArray, IndexArray]:
-    if n_nodes < 0:
-        raise ValueError(f"n_nodes is {n_nodes}, and there are no fewer than none. Give 0 or more.")
     tails, heads = _integers(sources, "sources"), _integers(targets, "targets")
     if tails.shape != heads.shape or tails.ndim != 1:
         raise ValueError(
-            f"an edge has a source and a target, got {tails.shape} and {heads.shape}. Give two lists of one length."
+            f"sources and targets go together: an edge has one of each, got {tails.shape} and {heads.shape}. "
+            "Give two lists of one length."
         )
     _check_range(n_nodes, tails, "sources")
     _check_range(n_nodes, heads, "targets")

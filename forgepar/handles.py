@@ -102,7 +102,10 @@ class TaskHandles(Sequence[TaskHandle]):
     def __getitem__(self, index: int | slice) -> TaskHandle | TaskHandles:
         if isinstance(index, slice):
             return TaskHandles(self.workflow, self.indices[index])
-        return TaskHandle(self.workflow, self.indices[index])
+        try:
+            return TaskHandle(self.workflow, self.indices[index])
+        except TypeError:
+            raise TypeError(f"index must be an integer or a slice, got {index!r}.") from None
 
     def __iter__(self) -> Iterator[TaskHandle]:
         workflow = self.workflow

@@ -25,6 +25,8 @@ class File(os.PathLike[str]):
     __slots__ = ("path",)
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            raise ValueError(f"path={path!r} is no path. Give that of a file.")
         self.path = os.fsdecode(path)
 
     def __fspath__(self) -> str:

@@ -43,6 +43,7 @@ from forgepar.pickling import Found, Prepared, dumps_by_value, pickler_with
 from forgepar.pool import ForgeExecutor
 from forgepar.poolerrors import PoolBroken
 from forgepar.sharing import Sharing
+from forgepar.validation import as_list, check_count, is_number, refusal, shown
 from forgepar.values.fresh import fresh_rows, renewing
 
 _OF_WORKERS = ("initializer", "initargs", "idle_worker_timeout", "maxtasksperchild")
@@ -92,6 +93,8 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._given = executor
         self._keywords = others
         self._check(others)
+        if executor is not None and not isinstance(executor, ForgeExecutor):
+            raise refusal("executor", "a ForgeExecutor, or None", executor)
         self._limit: float = 0
         self._idle_seconds: float | None = None
         self._sharing: Sharing | None = None
@@ -182,8 +185,13 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         initializer, idle = keywords.get("initializer"), keywords.get("idle_worker_timeout")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, or None; got {initializer!r}.")
-        if idle is not None and (not isinstance(idle, (int, float)) or not idle > 0):
-            raise ValueError(f"idle_worker_timeout must be a positive number of seconds, or None; got {idle!r}.")
+        if idle is not None and (not is_number(idle) or not idle > 0):
+            raise ValueError(f"idle_worker_timeout must be a positive number of seconds, or None; got {shown(idle)}.")
+        if keywords.get("initargs") is not None:
+            as_list("initargs", keywords["initargs"])
+        if keywords.get("maxtasksperchild") is not None:
+            check_count("maxtasksperchild", keywords["maxtasksperchild"])
+        _limit(keywords.get("max_nbytes", _MAX_NBYTES), keywords.get("mmap_mode", "r"))
 
     def _open(self, n_jobs: int, keywords: Mapping[str, Any]) -> Sharing:
         if self._given is not None:
@@ -194,7 +202,7 @@ class ForgeparBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             os.getpid(),
             keywords.get("maxtasksperchild"),
             keywords.get("initializer"),
-            tuple(keywords.get("initargs") or ()),
+            tuple(keywords["initargs"]) if keywords.get("initargs") is not None else (),
         )
         try:
             return _workers.of(wanted).sharing()
@@ -322,6 +330,8 @@ def _each_alone(items: Sequence[tuple[Any, Any, Any]]) -> Iterable[tuple[Any, An
 
 def _limit(max_nbytes: Any, mmap_mode: Any) -> float:
     """Return up to how many bytes an array is copied for a task."""
+    if mmap_mode is not None and not isinstance(mmap_mode, str):
+        raise refusal("mmap_mode", "'r', 'c' or None", mmap_mode)
     if mmap_mode in ("r+", "w+"):
         raise ValueError(
             f"mmap_mode={mmap_mode!r} has tasks write to memory that they share, which the backend {NAME!r} does not "
@@ -336,7 +346,9 @@ def _limit(max_nbytes: Any, mmap_mode: Any) -> float:
             return int(_UNITS[max_nbytes[-1:]] * float(max_nbytes[:-1]))
         except (KeyError, ValueError):
             raise ValueError(f"max_nbytes must be bytes, text such as '1M', or None; got {max_nbytes!r}.") from None
-    return float(max_nbytes)
+    if not is_number(max_nbytes) or max_nbytes < 0:
+        raise refusal("max_nbytes", "bytes, text such as '1M', or None", max_nbytes)
+    return min(float(max_nbytes), math.inf)
 
 
 @functools.cache

@@ -180,7 +180,7 @@ def parse(text: str, *, is_script: bool) -> Line:
         ['tar', 'cf', 'a b.tar', 'x', '-y']
     """
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise WorkflowError(f"{text!r} is no command line. Give a program and its arguments, as text.")
+        raise WorkflowError(f"line={text!r} is no command line. Give a program and its arguments, as text.")
     try:
         words = [text] if is_script else shlex.split(text)
         line = Line(text, tuple(tuple(_parts(word)) for word in words), is_script)

@@ -48,8 +48,12 @@ def set_variables(variables: Mapping[str, str], then: Callable[[], object] | Non
         then()
 
 
-def as_bytes(size: int | str) -> int:
+def as_bytes(size: int | str, name: str = "size") -> int:
     """Read a size: a number of bytes, or text like "2GiB", "500 MB", "64k".
+
+    Args:
+        size: the size.
+        name: the argument that it is, for the error.
 
     Raises:
         ValueError: it is neither, or less than 0.
@@ -58,7 +62,7 @@ def as_bytes(size: int | str) -> int:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"{size!r} is no size. Give a number of bytes, or text such as '2GiB' or '500MB'.")
+        raise ValueError(f"{name}={size!r} is no size. Give a number of bytes, or text such as '2GiB' or '500MB'.")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

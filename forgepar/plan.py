@@ -22,6 +22,7 @@ from forgepar.errors import CyclicWorkflow, DuplicateTaskName, UnknownTask, Work
 from forgepar.graph import Adjacency, CycleFound, longest_path_layers
 from forgepar.handles import TaskHandle, TaskHandles, foreign
 from forgepar.tasks import Options, Task, base_name
+from forgepar.validation import shown
 from forgepar.workflow import Engine, Spec, TemplateRow, Workflow
 
 IntArray: TypeAlias = NDArray[np.int32]
@@ -362,7 +363,7 @@ class Plan:
         if isinstance(key, TaskHandle):
             return self.indices_of(key)[0]
         if not isinstance(key, str):
-            raise WorkflowError(f"{key!r} names no task. Give one handle, or a task's name.")
+            raise WorkflowError(f"key={shown(key)} names no task. Give one handle, or a task's name.")
         return self.find(key)
 
     def indices_of(self, handle: TaskHandle | TaskHandles) -> Sequence[int]:

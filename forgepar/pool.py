@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +23,21 @@ from forgepar.pickling import Found, Prepared
 from forgepar.recipes import Recipes
 from forgepar.sharing import Sharing
 from forgepar.tasks import Task, is_prepared, unfold
+from forgepar.validation import (
+    MOST_WORKERS,
+    as_list,
+    check_callable,
+    check_iterable,
+    is_count,
+    is_number,
+    refusal,
+    shown,
+)
 from forgepar.values.fresh import EachOf
 from forgepar.values.modulestate import pickled_parts
 from forgepar.values.segment import Part
+
+_LONGEST = threading.TIMEOUT_MAX  # seconds that a wait may be told
 
 
 class ForgeExecutor(Executor):
@@ -75,15 +88,18 @@ class ForgeExecutor(Executor):
         memory_budget: int | str | None = None,
     ) -> None:
         if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer={initializer!r} cannot be called. Give a function, or None.")
+            raise TypeError(f"initializer={shown(initializer)} cannot be called. Give a function, or None.")
         if mp_context is not None and start_method is not None:
             raise ValueError("mp_context= and start_method= say the same. Give one of them.")
-        if max_tasks_per_child is not None and (not isinstance(max_tasks_per_child, int) or max_tasks_per_child < 1):
+        if max_tasks_per_child is not None and not is_count(max_tasks_per_child, 1):
             raise ValueError(f"max_tasks_per_child={max_tasks_per_child!r} is no count. Give 1 or more, or None.")
         if mp_context is not None:
+            if not isinstance(mp_context, BaseContext):
+                raise refusal("mp_context", "a context of multiprocessing, or None", mp_context)
             start_method = mp_context.get_start_method()
+        initargs = tuple(as_list("initargs", initargs))
         prepare = Prepared(initializer, initargs, pickled_parts) if initializer is not None else None
-        budget = None if memory_budget is None else as_bytes(memory_budget)
+        budget = None if memory_budget is None else as_bytes(memory_budget, "memory_budget")
         backend = ProcessBackend(_n_workers(workers, max_workers), start_method, budget, prepare, gives_way=False)
         # Nothing that the thread holds refers to this, so that it may be collected, and the thread ends then.
         self._feeder = Feeder(backend, max_tasks_per_child)
@@ -125,6 +141,8 @@ class ForgeExecutor(Executor):
         where: Callable[[memoryview], Part | None] | None = None,
         found: Found | None = None,
     ) -> JobFuture:
+        if self._recipes is None:
+            check_callable("fn", fn, WorkflowError)  # no worker is started for it
         recipes = self._started()
         future = JobFuture(self._feeder, self._feeder.new_number())
         try:
@@ -193,13 +211,20 @@ class ForgeExecutor(Executor):
         Raises:
             ValueError: a chunk size below 1.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
+        if not is_count(chunksize, 1):
+            raise ValueError(f"chunksize must be >= 1, got {shown(chunksize)}.")
+        if timeout is not None and not is_number(timeout):
+            raise refusal("timeout", "a number of seconds, or None", timeout)
+        timeout = None if timeout is None or timeout > _LONGEST else timeout
+        check_callable("fn", fn, TypeError)
+        for place, iterable in enumerate(iterables):
+            check_iterable(f"iterables[{place}]", iterable, TypeError)
         if is_prepared(fn.fn if isinstance(fn, Task) else fn):
             return super().map(fn, *iterables, timeout=timeout, **more)
         if chunksize == 1:
             return super().map(_Once(fn), *iterables, timeout=timeout, **more)
         each = Task(EachOf(fn.fn), fn.task_options) if isinstance(fn, Task) else EachOf(fn)
+        chunksize = min(chunksize, sys.maxsize)
         rows = iter(zip(*iterables, strict=False))
         chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
         return _flattened(super().map(_Once(each), chunks, timeout=timeout, **more))
@@ -211,7 +236,10 @@ class ForgeExecutor(Executor):
             wait: come back only then.
             cancel_futures: cancel the jobs that no worker has yet.
         """
-        self._feeder.close(cancels=cancel_futures)
+        for name, value in (("wait", wait), ("cancel_futures", cancel_futures)):
+            if not isinstance(value, int):
+                raise refusal(name, "True or False", value)
+        self._feeder.close(cancels=bool(cancel_futures))
         if wait:
             self._feeder.join()
 
@@ -266,8 +294,10 @@ def _n_workers(workers: int | None, max_workers: int | None) -> int:
     count = max_workers if workers is None else workers
     if count is None:
         return available_cpus()
-    if not isinstance(count, int) or count < 1:
+    if not is_count(count, 1) or count > MOST_WORKERS:
+        name = "max_workers" if workers is None else "workers"
         raise ValueError(
-            f"max_workers must be greater than 0, and is {count!r}. Give 1 or more, or None for one a CPU."
+            f"{name} must be greater than 0, and at most {MOST_WORKERS}, and is {shown(count)}. Give 1 or more, or "
+            "None for one a CPU."
         )
     return count

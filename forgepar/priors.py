@@ -26,6 +26,7 @@ from forgepar.errors import StoreError, StoreWarning, UnknownTask, WorkflowError
 from forgepar.fingerprint import followers
 from forgepar.plan import IntArray, Plan
 from forgepar.sinks import report
+from forgepar.validation import check_flag
 from forgepar.valuefiles import NAME_BYTES, ValueFiles
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
@@ -76,6 +77,7 @@ class Resume:
             if not all(isinstance(name, str) for name in names):
                 raise WorkflowError(f"Resume({field}={given!r}) holds no names. Give names of tasks.")
             object.__setattr__(self, field, names)
+        check_flag("wait", self.wait, WorkflowError)
 
     def forced(self, plan: Plan) -> NDArray[np.bool_]:
         """Return which tasks of a plan are to run again: (n_tasks,).

@@ -19,6 +19,7 @@ from forgepar.forking import fork_safe
 from forgepar.jobs import Called, CallerState, Job, JobFuture, Owner, Recipe, Stored
 from forgepar.pickling import Found, dumps_by_value
 from forgepar.tasks import Options, Task, base_name
+from forgepar.validation import check_callable
 from forgepar.values.arena import Arena
 from forgepar.values.codec import FIXED, Wire, encode, is_segment
 from forgepar.values.culprit import culprit
@@ -103,6 +104,7 @@ class Recipes:
         if known is not None and known[0]() is fn and _is_current(known[1].state.reached):
             return known[1]
         options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
+        check_callable("fn", fn, WorkflowError)
         _check_options(fn, options)
         shipped = fn.portable() if isinstance(fn, Task) else fn
         found = Found()

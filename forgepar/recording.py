@@ -63,6 +63,7 @@ from forgepar.storefile import (
     python_version,
     telling,
 )
+from forgepar.validation import check_path
 from forgepar.valuefiles import FileWriter, ValueFiles
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire
@@ -571,9 +572,7 @@ def recording(
     if path is None:
         yield None
         return
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"store={path!r} is no path. Give that of a file, as 'runs.db'.")
-    keeper = Recording(Path(path), plan, policy, resume)
+    keeper = Recording(check_path("store", path), plan, policy, resume)
     try:
         keeper.warn_of_not_stored()
         yield keeper

@@ -25,6 +25,7 @@ from forgepar.rollback import RollbackReport
 from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, LayerRow, RunTable
 from forgepar.standing import Standing, TaskStanding, error_text
+from forgepar.validation import check_path
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, dumps, is_segment
 
@@ -411,7 +412,7 @@ class RunResult:
         Raises:
             OSError: it cannot be written.
         """
-        Writers.trace(self.table(), path)
+        Writers.trace(self.table(), check_path("path", path))
 
     def report(self, path: Path | str) -> None:
         """Write the run as one HTML file that opens anywhere, without a network: what ran where and when, and failures.
@@ -423,7 +424,7 @@ class RunResult:
             ModuleNotFoundError: bokeh is not installed, the extra ``report``.
             OSError: the file cannot be written.
         """
-        Writers.report(self.table(), path)
+        Writers.report(self.table(), check_path("path", path))
 
     def _failures(self) -> list[FailedAttempt]:
         """Return every attempt that failed; when those began that were tried again is known by their event."""

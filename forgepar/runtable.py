@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgepar.runstate import Status
+from forgepar.validation import check_count
 
 IntArray = NDArray[np.int32]
 
@@ -160,6 +161,7 @@ class RunTable:
 
     def slowest(self, most: int = 10) -> IntArray:
         """Return the tasks that took longest, the longest first, by number."""
+        check_count("most", most, 0)
         ran = self.ran()
         return ran[np.argsort(-self.seconds[ran], kind="stable")[:most]]
 

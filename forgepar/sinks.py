@@ -29,6 +29,7 @@ from forgepar.events import (
     WorkflowTaskTimedOut,
     WorkflowWorkerDied,
 )
+from forgepar.validation import check_path
 
 # One who may listen: the path of a file, a logger, a function of an event, or a sink.
 Listener: TypeAlias = str | os.PathLike[str] | logging.Logger | Callable[[Event], object] | Sink
@@ -166,7 +167,7 @@ def _listed(audit: Audit) -> Sequence[Listener]:
 
 def _sink(listener: Listener) -> Sink:
     if isinstance(listener, (str, os.PathLike)):
-        return JsonLines(listener)
+        return JsonLines(check_path("audit", listener))
     if isinstance(listener, logging.Logger):
         return Logging(listener)
     if isinstance(listener, io.IOBase):

@@ -42,6 +42,7 @@ from forgepar.runlock import life_file
 from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, RunTable
 from forgepar.storefile import files_of, open_to_read, telling, unpack_integers, unpack_texts
+from forgepar.validation import check_instance, check_path, is_count, shown
 from forgepar.valuefiles import ValueFiles
 
 _FACTS = (
@@ -141,7 +142,8 @@ class Store:
             StoreError: there is none, it cannot be read, or it was written by a newer version.
             StoreUntrusted: others may write to it.
         """
-        return cls(Path(path), open_to_read(Path(path)))
+        place = check_path("path", path)
+        return cls(place, open_to_read(place))
 
     def close(self) -> None:
         """Close it; in a forked child, leave it to the parent."""
@@ -187,6 +189,11 @@ class Store:
         Raises:
             StoreError: there is no such run, or several.
         """
+        if which is not None and not is_count(which) and not isinstance(which, str):
+            raise StoreError(
+                f"which={shown(which)} is no run. Give its number from 1, its id, or None for the last.",
+                path=str(self.path),
+            )
         runs = self.runs()
         if which is None or which == "last":
             found = runs[-1:]
@@ -312,6 +319,7 @@ class StoredRun:
             MissingResult: its value is not kept.
             StoreError: what is kept of it is damaged, or cannot be unpickled here.
         """
+        check_instance("name", name, str, "the name of a task")
         names = self._plan().names
         if name not in names:
             raise UnknownTask(

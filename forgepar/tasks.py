@@ -15,6 +15,7 @@ from forgepar.errors import WorkerDied, WorkflowError
 from forgepar.fallbacks import MISSING, steps_of
 from forgepar.handles import TaskHandle, TaskHandles
 from forgepar.machine import as_bytes
+from forgepar.validation import check_callable, check_instance, check_seconds, is_count, is_flag, is_number, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,16 +23,6 @@ _LONGEST_WAIT_SECONDS = 1e9  # thirty years; sums of times keep their fractions 
 _OWN_RETRIES = 3  # of this package's own functions, after the death of a worker
 _OF_COMPENSATIONS = ("timeout", "retries", "backoff", "retry_on")  # options that what undoes a task may have
 _PLAIN = {types.FunctionType, types.BuiltinFunctionType, types.MethodType, type}
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether a value is a number that a float can stand for: no truth value, not nan, not beyond its range."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return not math.isnan(float(value))
-    except OverflowError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +52,18 @@ class Backoff:
         for name in ("seconds", "factor", "most_seconds"):
             value = getattr(self, name)
             is_endless = name != "most_seconds" and value == math.inf
-            if not _is_number(value) or value < 0 or is_endless:
-                raise WorkflowError(f"Backoff({name}={value!r}) is no wait. Give a number from 0.")
-        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            if not is_number(value) or value < 0 or is_endless:
+                raise WorkflowError(f"Backoff({name}={shown(value)}) is no wait. Give a number from 0.")
+        if not is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise WorkflowError(f"Backoff(jitter={self.jitter!r}) is no share. Give a number from 0 to 1.")
 
     def wait_seconds(self, attempt: int, chance: float = 0.5) -> float:
         """Return the wait after an attempt, counted from 1; `chance` is from 0 to 1."""
+        if not is_count(attempt, 1) or not is_number(chance) or not 0 <= chance <= 1:
+            raise WorkflowError(
+                f"attempt and chance must be a count from 1 and a number from 0 to 1, got {shown(attempt)} and "
+                f"{shown(chance)}."
+            )
         most = min(self.most_seconds, _LONGEST_WAIT_SECONDS)
         try:
             wait = min(self.seconds * float(self.factor) ** (attempt - 1), most)
@@ -121,10 +117,10 @@ class Options:
     writable: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if not is_count(self.retries):
             raise WorkflowError(f"retries={self.retries!r} is not a count. Give 0 or more.")
-        for name in ("cache", "writable"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("cache", "writable", "effects"):
+            if not is_flag(getattr(self, name)):
                 raise WorkflowError(f"{name}={getattr(self, name)!r} is neither True nor False. Give one of them.")
         if self.version is not None and not isinstance(self.version, (int, str)):
             raise WorkflowError(f"version={self.version!r} is no version. Give a number or text, or None.")
@@ -143,17 +139,19 @@ class Options:
 
     def _check_retrying(self) -> None:
         backoff: Any = self.backoff
-        if _is_number(backoff):
+        if is_number(backoff) and backoff >= 0:
             object.__setattr__(self, "backoff", Backoff(backoff))
         elif not isinstance(backoff, Backoff):
-            raise WorkflowError(f"backoff={backoff!r} is no wait. Give seconds or a Backoff.")
+            raise WorkflowError(f"backoff={shown(backoff)} is no wait. Give seconds or a Backoff.")
         given: Any = self.retry_on
-        kinds: Any = (given,) if isinstance(given, type) else tuple(given)
+        is_one = isinstance(given, type) or not isinstance(given, Iterable)
+        kinds: Any = (given,) if is_one else tuple(given)
         if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             raise WorkflowError(f"retry_on={self.retry_on!r} is not made of exception classes. Give one or several.")
         object.__setattr__(self, "retry_on", kinds)
-        if self.timeout is not None and (not _is_number(self.timeout) or not self.timeout > 0):
+        if self.timeout is not None and (not is_number(self.timeout) or not self.timeout > 0):
             raise WorkflowError(f"timeout={self.timeout!r} is no time. Give seconds above 0, or None.")
+        object.__setattr__(self, "timeout", check_seconds("timeout", self.timeout))
         self._check_memory()
         object.__setattr__(self, "fallback", steps_of(self.fallback))
         if self.compensate is not None:
@@ -201,6 +199,8 @@ class Task(Generic[P, R]):
     __forgepar_named__ = True  # a module may have it under its name; see byvalue.py
 
     def __init__(self, fn: Callable[P, R], options: Options) -> None:
+        check_callable("fn", fn, WorkflowError)
+        check_instance("options", options, Options, "forgepar.Options", WorkflowError)
         self.__qualname__ = ""  # as the function's, where it has one
         functools.update_wrapper(self, fn, updated=())  # its attributes are its own: they could hide a task's methods
         self.fn = fn
@@ -273,7 +273,7 @@ def task(fn: Callable[P, R] | None = None, /, **options: Any) -> Any:
     if isinstance(fn, Task):
         return fn.options(**options)
     if not callable(fn):
-        raise WorkflowError(f"{fn!r} cannot be a task: it is not callable. Give a function.")
+        raise WorkflowError(f"fn={shown(fn)} cannot be a task: it is not callable. Give a function.")
     return Task(fn, _changed(Options(), options))
 
 
@@ -302,6 +302,8 @@ def attempt(fn: Callable[P, R], /, catch: Callable[..., R]) -> Task[P, R]:
         >>> wf.run(backend="inline")[number]
         -1
     """
+    check_callable("fn", fn, WorkflowError)
+    check_callable("catch", catch, WorkflowError)
     return task(fn).options(fallback=catch)
 
 

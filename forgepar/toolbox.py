@@ -11,6 +11,7 @@ from typing import Any
 from forgepar.errors import ToolNotFound, WorkflowError
 from forgepar.lines import listed
 from forgepar.tools import Command, shared, shell
+from forgepar.validation import as_list, check_instance, check_path, check_text
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,20 @@ class ToolRegistry:
         Raises:
             WorkflowError: there is one of that name.
         """
+        check_text("name", name, WorkflowError)
+        if path is not None:
+            check_path("path", path, WorkflowError)
+        if env is not None:
+            check_instance("env", env, Mapping, "a dict of variables, or None", WorkflowError)
+        given = (arguments,) if isinstance(arguments, str) else tuple(as_list("arguments", arguments))
+        for word in (*given, *(env or {}), *(env or {}).values()):
+            what = "arguments and variables of env"
+            check_instance("arguments" if word in given else "env", word, str, f"text, as all {what}", WorkflowError)
         if name in self._tools:
             raise WorkflowError(f"a tool {name!r} is there already. Give this one another name.")
         program = name if path is None else os.fspath(path)
         if os.sep in program:  # else it would be another file for a program that runs in another folder
             program = os.path.abspath(program)  # noqa: PTH100
-        given = (arguments,) if isinstance(arguments, str) else tuple(arguments)
         self._tools[name] = Tool(name, program, given, dict(env or {}))
         return self.find(name)
 
@@ -93,6 +102,7 @@ class ToolRegistry:
         Raises:
             WorkflowError: no tool of that name was added.
         """
+        check_instance("name", name, str, "text", WorkflowError)
         if name not in self._tools:
             raise WorkflowError(
                 f"there is no tool {name!r}; there are {listed(self._tools)}. Add it by ToolRegistry.add({name!r})."

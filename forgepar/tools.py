@@ -27,6 +27,7 @@ from forgepar.programs import (
     shown,
     strict_shell,
 )
+from forgepar.validation import check_flag
 
 _HEAD = 200  # characters of what a program wrote, in a result's repr
 _PLACES = ("cwd", "env", "stdin")  # what may be a handle beside the fields
@@ -265,6 +266,8 @@ def shell(
     """
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout is not True and timeout > 0):
         raise WorkflowError(f"timeout={timeout!r} is no time. Give seconds above 0, or None.")
+    for flag, value in (("check", check), ("through_shell", through_shell), ("strict", strict), ("text", text)):
+        check_flag(flag, value, WorkflowError)
     if not strict and not through_shell:
         raise WorkflowError(f"strict= is for scripts, but no shell reads {line!r}. Say through_shell=True as well.")
     parsed = parse(line, is_script=bool(through_shell))

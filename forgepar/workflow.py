@@ -23,6 +23,7 @@ from forgepar.errors import CyclicWorkflow, DuplicateTaskName, EmptyWorkflow, Wo
 from forgepar.handles import TaskHandle, TaskHandles, foreign
 from forgepar.pickling import Found
 from forgepar.tasks import Options, Task, base_name, is_prepared, own_task, unfold
+from forgepar.validation import as_list, check_instance, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Workflow:
     """
 
     def __init__(self, name: str = "workflow") -> None:
+        check_instance("name", name, str, "text")
         self.name = name
         self.identity = _new_identity()
         self.refers_to: Found | None = None
@@ -244,7 +246,12 @@ class Workflow:
             fn, constants = unfold(fn, len(iterables), constants)
             unfolded: TaskHandles = self.map(fn, *iterables, **constants)
             return unfolded
-        columns = [column if isinstance(column, (TaskHandles, range)) else list(column) for column in iterables]
+        columns = [
+            column
+            if isinstance(column, (TaskHandles, range))
+            else as_list(f"iterables[{place}] of map()", column, _ITEMS, WorkflowError)
+            for place, column in enumerate(iterables)
+        ]
         n_tasks = self._common_length(fn, columns)
         for name, value in constants.items():
             self._refuse_handles(name, value)
@@ -328,6 +335,11 @@ class Workflow:
             >>> outer.run(backend="inline")[included[square]]
             9
         """
+        check_instance("other", other, Workflow, "a Workflow", WorkflowError)
+        if bindings is not None:
+            check_instance("bindings", bindings, Mapping, "a dict of names and values, or None", WorkflowError)
+        if prefix is not None:
+            check_instance("prefix", prefix, str, "text, or None", WorkflowError)
         return Engine.include(self, other, {**(bindings or {}), **more}, prefix)
 
     def take_item(self, handle: TaskHandle, index: Any) -> TaskHandle:
@@ -378,7 +390,7 @@ class Workflow:
             UnknownTask: no task of that name.
             ForeignHandle: a handle of another workflow.
         """
-        waits, first = self.index_of(task), self.index_of(after)
+        waits, first = self.index_of(task), self.index_of(after, argument="after")
         if waits == first:
             name = self.task_name(waits)
             raise CyclicWorkflow(f"task {name!r} would wait for itself. Name another task.", cycle=[name])
@@ -386,8 +398,12 @@ class Workflow:
         self.after.append(waits)
         self._plan = None
 
-    def index_of(self, task: TaskHandle | str) -> int:
+    def index_of(self, task: TaskHandle | str, *, argument: str = "task") -> int:
         """Return a task's number from its handle or name.
+
+        Args:
+            task: the handle or the name.
+            argument: what to call it in an error.
 
         Raises:
             UnknownTask: no task of that name.
@@ -397,7 +413,7 @@ class Workflow:
             self.refuse_foreign([task])
             return task.index
         if not isinstance(task, str):
-            raise WorkflowError(f"{task!r} names no task. Give one handle, or a task's name.")
+            raise WorkflowError(f"{argument}={shown(task)} names no task. Give one handle, or a task's name.")
         found: int = self.plan().find(task)
         return found
 
@@ -415,6 +431,7 @@ class Workflow:
         Raises:
             UnknownTask: no task of that name.
         """
+        check_instance("name", name, str, "the name of a task", WorkflowError)
         return TaskHandle(self, self.index_of(name))
 
     def execution_layers(self) -> list[list[str]]:
@@ -561,7 +578,7 @@ class Workflow:
         options = fn.task_options if isinstance(fn, Task) else _NO_OPTIONS
         plain = fn.fn if isinstance(fn, Task) else fn
         if not callable(plain):
-            raise WorkflowError(f"{plain!r} cannot be a task: it is not callable. Give a function.")
+            raise WorkflowError(f"fn={shown(plain)} cannot be a task: it is not callable. Give a function.")
         if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
             raise WorkflowError(
                 f"{base_name(plain)!r} is an async function, which workers do not await. "
@@ -704,6 +721,7 @@ class Workflow:
 
 
 _NO_OPTIONS = Options()
+_ITEMS = "iterable, one item a task; what is the same for all goes by keyword (its parameter's name, and =)"
 _IN_ONE = "Declare both tasks in one workflow, or include one in the other."
 _PREPARED = -1  # in place of a spec's number: something else is to be called; see `unfold`
 

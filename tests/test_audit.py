@@ -351,7 +351,7 @@ def test_runs_in_one_file_are_told_apart(path):
     assert AuditLog.load(path).run_id == ids[-1]
     for result in results:
         assert AuditLog.load(path, result.run_id).replay() == result.standing()
-    with pytest.raises(ValueError, match=f"has no run 'x'. Those it has are {', '.join(ids)}"):
+    with pytest.raises(ValueError, match=f"has no run of run_id='x'. Those it has are {', '.join(ids)}"):
         AuditLog.load(path, "x")
 
 

@@ -172,3 +172,9 @@ def test_the_index_may_be_a_handle(handle):
     wf = handle.workflow
     taken = handle[wf.add(abs, -2)]
     assert wf.run(backend="inline")[taken] == "c"
+
+
+def test_a_constant_in_the_place_of_items_is_told_to_go_by_keyword():
+    wf = fp.Workflow()
+    with pytest.raises(fp.WorkflowError, match=r"iterables\[1\] of map\(\) must be iterable.* goes by keyword .*got 10"):
+        wf.map(some, [1, 2], 10)

@@ -281,7 +281,7 @@ def test_what_is_refused_leaves_nothing_behind():
     for bindings in ({"top": 1, "nothing": 2}, {"top": 1, "bottom": foreign}):
         with pytest.raises(fp.WorkflowError):
             outer.include(diamond(), bindings)
-    with pytest.raises(fp.WorkflowError, match="3 is no task"):
+    with pytest.raises(fp.WorkflowError, match="calls has 3, which is no task"):
         fp.parallel(outer, (abs, 1), 3)
     with pytest.raises(fp.ForeignHandle):
         fp.ParallelTasks([(abs, 1)]).add_to(outer, after=foreign)

@@ -239,7 +239,7 @@ def test_heaviest_paths_equal_the_oracle(narrow, drawn, data):
         (3, [[0]], [[1]], "two lists of one length"),
         (3, [0], np.array([2**63], np.uint64), "targets holds 9223372036854775808"),
         (0, [0], [0], "there are no nodes"),
-        (-1, [], [], "n_nodes is -1"),
+        (-1, [], [], "n_nodes must be an integer from 0 to .*, got -1"),
     ],
 )
 def test_edges_that_cannot_be(n, sources, targets, said):

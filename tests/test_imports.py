@@ -14,7 +14,7 @@ import forgepar
 ROOT = Path(forgepar.__file__).parent
 RANKS = {
     -5: ["errors", "values.comparison"],
-    -4: ["values.current"],
+    -4: ["values.current", "validation"],
     -3: ["values.namespaces"],
     -2: ["values.worker_modules", "byvalue"],
     0: [

@@ -43,6 +43,7 @@ from forgepar.backends.daskslots import Ending, Sent, Slot
 from forgepar.backends.output import Said
 from forgepar.backends.wire import Batch, Reply
 from forgepar.errors import WorkerStartFailed
+from forgepar.validation import MOST_WORKERS, check_choice, check_count, is_number, refusal
 from forgepar.values.arena import Arena
 from forgepar.values.codec import Wire, is_segment
 from forgepar.values.segment import Segment
@@ -101,10 +102,11 @@ class DaskBackend:
         on_kill: Literal["forget", "restart"] = "forget",
         patience: float = 60.0,
     ) -> None:
-        if n_slots is not None and (not isinstance(n_slots, int) or n_slots < 1):
-            raise ValueError(f"n_slots={n_slots!r} is no number of slots. Give 1 or more, or None.")
-        if on_kill not in ("forget", "restart"):
-            raise ValueError(f"on_kill={on_kill!r} is not known. Give 'forget' or 'restart'.")
+        if n_slots is not None:
+            check_count("n_slots", n_slots, 1, MOST_WORKERS)
+        check_choice("on_kill", on_kill, ("forget", "restart"))
+        if not is_number(patience) or patience < 0:
+            raise refusal("patience", "a number of seconds from 0", patience)
         self._given = client
         self._restarts = on_kill == "restart"
         self.traits = self.traits._replace(ends_tasks=self._restarts)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from forgepar.backends import dasksite
 from forgepar.errors import WorkerStartFailed
+from forgepar.validation import shown
 from forgepar.version import __version__
 
 _LOOK_SECONDS = 0.25  # between two looks at who is there; as much again for every hundred workers
@@ -331,11 +332,13 @@ def connected(given: Any) -> Any:
         raise _missing(error) from error
     if isinstance(given, distributed.Client):
         if given.asynchronous or given.status != "running":
-            raise ValueError(f"{given!r} is asynchronous or closed. Give Client(address), and close it after the run.")
+            raise ValueError(
+                f"client={given!r} is asynchronous or closed. Give Client(address), and close it after the run."
+            )
         return given
     if not isinstance(given, str) and not hasattr(given, "scheduler_address"):
         raise ValueError(
-            f"{given!r} is no cluster. Give a distributed.Client, or an address such as 'tcp://host:8786'."
+            f"client={shown(given)} is no cluster. Give a distributed.Client, or an address such as 'tcp://host:8786'."
         )
     try:
         return distributed.Client(given, set_as_default=False, timeout=_CONNECT_SECONDS)

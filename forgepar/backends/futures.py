@@ -30,6 +30,7 @@ from forgepar.backends.base import Joined, Lost, Notice, Told, Traits
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board, mark, unmark
 from forgepar.backends.parcel import Answer, Parcel, here, on_clock, run_parcel
 from forgepar.backends.wire import Batch, Reply, Template
+from forgepar.validation import MOST_WORKERS, check_count
 from forgepar.values.arena import Arena
 from forgepar.values.baggage import Baggage
 from forgepar.values.codec import Wire, is_segment
@@ -134,6 +135,8 @@ class FuturesBackend:
     arena: Arena
 
     def __init__(self, executor: Executor | Callable[[], Executor], workers: int | None = None) -> None:
+        if workers is not None:
+            check_count("workers", workers, 1, MOST_WORKERS)
         is_maker = isinstance(executor, type) or not hasattr(executor, "submit")
         if is_maker and not callable(executor):
             raise ValueError(
@@ -141,9 +144,10 @@ class FuturesBackend:
             )
         self._make: Callable[[], Executor] | None = executor if is_maker else None  # type: ignore[assignment]
         self._executor: Executor | None = None if is_maker else executor  # type: ignore[assignment]
-        if workers is not None and (not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"workers={workers!r} is no number of workers. Give 1 or more, or None.")
-        self.n_slots = workers or _n_workers(self._running())
+        running = self._running()
+        if not hasattr(running, "submit"):
+            raise ValueError(f"executor={executor!r} made {running!r}, which has no submit(). Give one that makes one.")
+        self.n_slots = workers or _n_workers(running)
         self._is_open = False
         self._slots: list[_Slot] = []
         self._events: SimpleQueue[_Event | None] = SimpleQueue()

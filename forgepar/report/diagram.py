@@ -16,6 +16,7 @@ from forgepar.report.colours import KIND_COLOURS, STATUS_COLOURS
 from forgepar.report.svg import as_svg, fits_down
 from forgepar.report.text import ELLIPSIS, TIMES, cleaned, shortened, titled
 from forgepar.runtable import RunTable
+from forgepar.validation import check_choice, check_flag, check_instance
 from forgepar.workflow import Workflow
 
 Form: TypeAlias = Literal["svg", "mermaid", "dot"]
@@ -54,10 +55,13 @@ def draw(
         CyclicWorkflow: tasks wait for each other in a circle.
         ValueError: another form or direction, or a table of another workflow.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is not known. Give {' or '.join(map(repr, FORMS))}.")
-    if direction not in (None, *DIRECTIONS):
-        raise ValueError(f"direction={direction!r} is not known. Give 'down', 'right', or None for what fits.")
+    check_choice("form", form, FORMS)
+    if direction is not None:
+        check_choice("direction", direction, DIRECTIONS)
+    if collapse is not None:
+        check_flag("collapse", collapse)
+    if table is not None:
+        check_instance("table", table, RunTable, "the RunTable of a run, or None")
     source = subject.plan() if isinstance(subject, Workflow) else subject
     if not (len(source) if isinstance(source, RunTable) else source.n_tasks):
         raise EmptyWorkflow("there is no task to draw. Add one with Workflow.add or map.")

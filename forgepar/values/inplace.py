@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from forgepar.validation import as_list, checked_by, refusal
 from forgepar.values.arena import Arena
 from forgepar.values.codec import BLOB_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
+_MOST_ITEMS = 1 << 48  # along an axis: above what any machine has memory for
 _arena: Arena | None = None
 
 
@@ -47,10 +49,14 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> NDArray[Any]:
     """
     import numpy as np
 
-    kind = np.dtype(dtype)
+    kind = checked_by("dtype", lambda: np.dtype(dtype), "a type of numpy", dtype)
     if kind.hasobject:
         raise ValueError(f"dtype={kind} has Python objects, which cannot lie in shared memory. Use numpy.empty.")
-    axes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    is_one = isinstance(shape, (int, np.integer))
+    axes = (shape,) if is_one else tuple(as_list("shape", shape, "an integer or integers"))
+    for axis in axes:
+        if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool) or not 0 <= axis <= _MOST_ITEMS:
+            raise refusal("shape", f"integers from 0 to {_MOST_ITEMS}", shape)
     n_bytes = int(np.prod(axes, dtype=object)) * kind.itemsize
     if _arena is None or n_bytes <= BLOB_LIMIT:
         return np.empty(axes, kind)
@@ -69,5 +75,7 @@ def empty_like(
     """
     import numpy as np
 
-    like = np.asarray(prototype)
+    like = checked_by("prototype", lambda: np.asarray(prototype), "an array", prototype)
+    if dtype is None and like.dtype.hasobject:
+        raise refusal("prototype", "an array without Python objects", prototype)
     return empty(like.shape if shape is None else shape, like.dtype if dtype is None else dtype)
