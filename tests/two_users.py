@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -129,6 +130,7 @@ def end_programs() -> None:
         server.communicate(timeout=60)
 
 
+@functools.cache
 def why_not() -> str:
     """Say why there can be no two users here; empty if there can."""
     if os.geteuid() != 0:
