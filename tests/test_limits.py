@@ -486,6 +486,19 @@ def test_a_reason_is_told_with_what_helps(error, reason):
     assert reason in limits.why(error)
 
 
+def test_a_start_is_known_by_its_own_mark_whatever_other_threads_start(monkeypatch):
+    """A worker whose process has the mark of another start is turned away."""
+    real, are_alone = process.begin_start, []
+
+    def begin_start():
+        are_alone.append(process.holds(process.no_forks))
+        return real()
+
+    monkeypatch.setattr(process, "begin_start", begin_start)
+    assert work("pool", "fork") == sum(2 * number for number in range(20))
+    assert are_alone == [True] * 3
+
+
 def fail_to_serve(*_):
     raise no_thread()
 

@@ -462,9 +462,9 @@ class ProcessBackend:
                 "Workers cannot be started by a signal handler that interrupts the start of others. "
                 "Have the handler note what came, and run it after that."
             )
-        slot.start = begin_start()
         try:
             with no_forks:  # a child would get locks of the standard library that are held, and half of a worker
+                slot.start = begin_start()
                 self._start_alone(slot)
         except (OSError, EOFError, RuntimeError) as error:
             self._do_without(slot)
