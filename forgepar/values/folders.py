@@ -25,7 +25,7 @@ _PREFIX = "forgepar"
 _MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of our own, mode 0700, is made in it)
 _LEAST_MEMORY = 16 << 20  # bytes; where shared memory has less free, it is not worth using
 _OWNER = "owner"  # the file in a folder that its owner locks
-_ATTEMPTS = 3  # to make a folder: between its making and its lock another run may take it for one that was left
+_ATTEMPTS = 30  # to make a folder: between its making and its lock another run may take it for one that was left
 _FREE_SHARE = 0.9  # of what is free in shared memory: others use it as well
 
 
