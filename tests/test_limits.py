@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from tempfile import gettempdir
@@ -484,6 +485,47 @@ def test_a_worker_whose_start_was_taken_for_failed_is_turned_away():
 )
 def test_a_reason_is_told_with_what_helps(error, reason):
     assert reason in limits.why(error)
+
+
+def fail_to_start(*_):
+    raise no_process()
+
+
+def refused(executor):
+    """Submit, and return what that is refused with."""
+    try:
+        executor.submit(abs, -1)
+    except fp.WorkerStartFailed as failure:
+        return str(failure)
+    return ""
+
+
+def test_an_executor_that_got_no_worker_says_so_each_time_and_is_collected(monkeypatch):
+    monkeypatch.setattr(ProcessBackend, "_start_alone", fail_to_start)
+    executor = fp.ForgeExecutor(1, start_method="fork")
+    texts = {refused(executor) for _ in range(3)}
+    assert len(texts) == 1
+    assert "`ulimit -u`" in texts.pop()
+    executor.shutdown()
+    known = weakref.ref(executor)
+    del executor
+    gc.collect()
+    assert known() is None
+
+
+def test_a_call_of_joblib_that_gets_no_worker_leaves_none_in_use(monkeypatch):
+    joblib = pytest.importorskip("joblib")
+    forgepar_joblib = pytest.importorskip("forgepar.joblib")
+    calls = [joblib.delayed(double)(number) for number in range(4)]
+    with joblib.parallel_config(backend="forgepar"):
+        with monkeypatch.context() as changed:
+            changed.setattr(ProcessBackend, "_start_alone", fail_to_start)
+            with pytest.raises(fp.WorkerStartFailed, match="`ulimit -u`"):
+                joblib.Parallel(n_jobs=2)(calls)
+        assert forgepar_joblib._workers._n_calls == 0
+        assert sum(joblib.Parallel(n_jobs=2)(calls)) == 12
+        assert forgepar_joblib._workers._n_calls == 0
+    forgepar_joblib.close()
 
 
 def test_a_start_is_known_by_its_own_mark_whatever_other_threads_start(monkeypatch):
