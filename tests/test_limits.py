@@ -434,6 +434,19 @@ def test_a_fork_server_that_cannot_fork_tells_why_and_goes_on(monkeypatch):
         os.close(descriptor)
 
 
+def test_a_fork_server_goes_on_where_its_parent_could_not_make_what_it_sends(warmed):
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        with pytest.raises(ConnectionAbortedError):
+            fork_server._receive(theirs, 9)
+    work("workflow", "forkserver")
+    pid = starting._server._forkserver_pid
+    for n in (5, 10, 11):
+        assert assert_survives("workflow", "forkserver", "pipe", n, lasts=False), n
+    assert starting._server._forkserver_pid == pid
+
+
 def test_its_pid_is_one_or_the_reason_why_there_is_none():
     reader, writer = os.pipe()
     forkserver.write_signed(writer, 7)
