@@ -129,7 +129,7 @@ class Scenario:
         if self.place == "fragile":
             return [Blow(chance.uniform(0.0, 0.15), "remove")]
         if self.place:
-            return [Blow(chance.uniform(0.0, 0.1), "fill")] if chance.random() < 0.8 else []
+            return [Blow(chance.uniform(0.0, 0.15), "fill")] if chance.random() < 0.8 else []
         if chance.random() > 0.3:
             return []
         kinds = chance.choices(list(BLOWS), list(BLOWS.values()), k=chance.randint(1, 2))
@@ -235,15 +235,17 @@ class Program:
         with self._executor(scenario) as pool:
             try:
                 futures = graphs.submit(pool, scenario.nodes)
-            except (OSError, fp.ForgeparError):
+            except (OSError, fp.ForgeparError) as error:
                 if not scenario.breaks:
                     raise
-                self.counts["broken"] += 1
+                self.counts[f"pool: {type(error).__name__}".replace(" ", "_")] += 1
                 return
             for future in futures.values():
                 future.exception()
             checks.check_jobs(futures, scenario.nodes, checks.Notes.read(notes), scenario.judged)
         self.counts["tasks"] += len(futures)
+        for error in filter(None, [future.exception() for future in futures.values()]):
+            self.counts[type(error).__name__] += 1
 
     def _run_workflow(self, scenario: Scenario) -> None:
         wf = fp.Workflow(f"chaos-{scenario.seed}")
@@ -261,10 +263,10 @@ class Program:
             rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
         try:
             first = self._one_run(scenario, wf, rules, judged)
-        except (OSError, fp.ForgeparError):
+        except (OSError, fp.ForgeparError) as error:
             if not scenario.breaks:
                 raise
-            self.counts["broken"] += 1
+            self.counts[f"run: {type(error).__name__}".replace(" ", "_")] += 1
             return
         self._check_cached(first, known, scenario)
         if scenario.is_kept and not scenario.end:
@@ -314,8 +316,8 @@ class Program:
             assert log.run_id == result.run_id
             assert log.replay() == result.standing()
         self.counts["tasks"] += len(result.records)
-        for status, n in result.status_counts().items():
-            self.counts[status] += n
+        self.counts.update(result.status_counts())
+        self.counts.update(type(error).__name__ for error in result.errors.values())
         return result
 
     def _notes(self, seed: int) -> Path:
@@ -368,6 +370,9 @@ def serve(folder: Path, seeds: Sequence[int]) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     folders._MEMORY = folder / "memory"
+    wf = fp.Workflow()
+    wf.map(abs, range(4))
+    wf.run(workers=2, start_method="fork")  # it loads what later runs need, and looks where the temporary folder is
     program = Program(folder)
     first = program.holdings()
     rss = 0
@@ -528,15 +533,16 @@ class Conductor:
             pids = _descendants(program.pid)
         else:
             pids = [program.pid]
-        if not pids:
-            return  # nothing has begun
+        is_early = what == "remove" and not any(left_in(folder))
+        if is_early or not pids:
+            return
         del blows[0]
         self.counts[what] += 1
         if what == "fill":
             _fill(folder)
         elif what == "remove":
-            for path in (folder / "memory").iterdir():
-                shutil.rmtree(path, ignore_errors=True)
+            for name in left_in(folder):
+                shutil.rmtree(folder / name, ignore_errors=True)
         else:
             _hit(random.Random(f"{seed} {len(blows)}").choice(pids), what)
 
@@ -642,7 +648,7 @@ def _fill(folder: Path) -> None:
         if place.is_mount():
             with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
                 while True:
-                    filler.write(bytes(1 << 16))
+                    filler.write(bytes(1 << 12))
 
 
 def _drain(folder: Path) -> None:

@@ -361,7 +361,7 @@ def check_jobs(futures: dict[int, Any], nodes: Sequence[Node], notes: Notes, rul
             assert error is not None, f"job {node.number} has a value, though it takes that of one that failed"
             assert not ended[f"t{node.number}"], f"job {node.number} ran without its inputs"
         elif error is not None:
-            expected = ERRORS.get(fails, ()) + (fp.WorkerDied,) * rules.is_disturbed
+            expected = ERRORS.get(fails, ()) + (fp.WorkerDied,) * rules.is_disturbed + rules.others
             assert fails or rules.disturbs, f"job {node.number} failed with {error!r}: {node}"
             assert isinstance(error, expected), f"job {node.number} failed with {error!r}, not with {expected}: {node}"
         else:
