@@ -20,11 +20,13 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import psutil
 import pytest
 from conftest import PATIENCE, is_gone, own_arenas, wait_until
 
 import forgepar as fp
 from forgepar import recipes, roll, supply
+from forgepar.backends import process
 
 METHODS = ["forkserver", "spawn", "fork"]
 _initialized: list[object] = []
@@ -291,6 +293,21 @@ def test_an_executor_that_nobody_has_ends_when_its_jobs_have():
     assert gone() is None
     assert future.result(timeout=PATIENCE) == 42
     wait_until(lambda: own_arenas() == before, "the arena to go")
+
+
+@pytest.mark.parametrize("part", ["listen", "n_memory_kills"])
+def test_a_start_that_fails_leaves_nothing(monkeypatch, part):
+    def fail(*_):
+        raise FileNotFoundError
+
+    children, arenas = set(psutil.Process().children()), own_arenas()
+    with fp.ForgeExecutor(1, start_method="fork") as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(process, part, fail)
+            with pytest.raises(FileNotFoundError):
+                executor.submit(abs, -1)
+        assert (set(psutil.Process().children()), own_arenas()) == (children, arenas)
+        assert executor.submit(abs, -1).result() == 1
 
 
 def test_an_interrupt_ends_what_runs(tmp_path):
