@@ -169,7 +169,8 @@ class Program:
             self._run_pool(scenario)
         else:
             self._run_workflow(scenario)
-        if is_fresh and scenario.method in self.seen:
+        is_alone = not (self.warm and any(blow.what == "kill any" for blow in scenario.blows))
+        if is_fresh and is_alone and scenario.method in self.seen:  # else a warm pool may have replaced a worker
             self._check_holdings(before)
         if is_fresh:
             self.seen.add(scenario.method)
