@@ -17,6 +17,7 @@ import faulthandler
 import gc
 import os
 import random
+import resource
 import select
 import shutil
 import signal
@@ -39,7 +40,7 @@ import psutil
 import forgepar as fp
 from forgepar.values import folders
 
-WITH_LIMITS = False  # programs that may have few descriptors or processes only
+WITH_LIMITS = False  # whether some programs may have few descriptors or processes only
 PATIENCE = 90.0  # seconds after which a seed hangs
 GROWTH = 64 << 20  # bytes that the memory of a program may grow by over its runs, but for the first few
 _MARK = "CHAOS_PROGRAM"  # environment variable by which all processes of a program are found
@@ -55,6 +56,7 @@ class Blow(NamedTuple):
 
 
 PLACES = {"": 88, "small": 6, "tight": 4, "fragile": 2}
+BROKEN = (OSError, RuntimeError, fp.ForgeparError)  # what a run ends with where there is no room for it
 ENDS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
 # What blows hit, and how often each is drawn.
 BLOWS = {"kill": 5, "stop": 3, "kill any": 2, "pause": 1}
@@ -84,6 +86,8 @@ class Scenario:
             self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
         self.method = chance.choices(["fork", "forkserver", "spawn"], [5, 4, 1])[0]
         self.workers = chance.choice([1, 2, 2, 3])
+        if WITH_LIMITS and not self.end:
+            self._limit(random.Random(f"limits {seed}"))
         self.is_kept = not self.is_pool and (bool(self.end) or chance.random() < 0.25)
         self.blows = self._blows()
         hurts = sum(blow.what in ("kill", "kill any") for blow in self.blows)
@@ -95,10 +99,14 @@ class Scenario:
             transient=chance.choice([0.0, 0.04, 0.1]),
             slow=chance.choice([0.0] * 4 + [0.15]),
             more_retries=hurts * (4 if self.method == "forkserver" else 1) if survives else 0,
-            seconds=chance.uniform(0.02, 0.1) if self.end else 0.03 if self.blows else chance.choice([0.0, 0.0, 0.004]),
+            seconds=chance.uniform(0.02, 0.06)
+            if self.end
+            else 0.03
+            if self.blows
+            else chance.choice([0.0, 0.0, 0.004]),
             wide=bool(self.place),
         )
-        self.nodes = grower.nodes(chance.choice([5, 10, 20, 40, 60]))
+        self.nodes = grower.nodes(chance.choice([5, 10, 20, 30] if self.end else [5, 10, 20, 40, 60]))
         self.fail_fast = chance.random() < 0.35 and not self.end
         self.rules: dict[str, Any] = {
             "schedule": chance.choice(["layers", "eager"]),
@@ -110,21 +118,29 @@ class Scenario:
         self.is_called_off = not self.is_pool and not self.end and chance.random() < 0.08
         self.is_late = not self.is_pool and not self.end and not self.is_called_off and chance.random() < 0.04
         self.is_audited = chance.random() < 0.4
-        self.breaks = self.place in ("tight", "fragile")
+        self.breaks = self.place in ("tight", "fragile", "few descriptors", "few processes")
         self.judged = checks.Rules(
             halts=(self.fail_fast and not self.is_pool) or self.is_called_off or self.is_late,
             is_disturbed=hurts > 0,
             survives=survives,
-            others=(OSError, fp.ForgeparError) if self.breaks else (),
+            others=BROKEN if self.breaks else (),
         )
 
     @property
     def is_pool(self) -> bool:
         return self.engine.endswith("pool")
 
+    def _limit(self, chance: random.Random) -> None:
+        """Let the program have few descriptors or processes, in one of ten."""
+        if chance.random() < 0.1:
+            self.place = chance.choice(["few descriptors", "few processes"])
+            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
+            if self.place == "few processes":  # another user may not read this Python, so it starts none anew
+                self.method = "fork"
+
     def _blows(self) -> list[Blow]:
         chance = self.chance
-        if self.end:
+        if self.end or self.place.startswith("few"):
             return []
         if self.place == "fragile":
             return [Blow(chance.uniform(0.0, 0.15), "remove")]
@@ -236,7 +252,7 @@ class Program:
         with self._executor(scenario) as pool:
             try:
                 futures = graphs.submit(pool, scenario.nodes)
-            except (OSError, fp.ForgeparError) as error:
+            except BROKEN as error:
                 if not scenario.breaks:
                     raise
                 self.counts[f"pool: {type(error).__name__}".replace(" ", "_")] += 1
@@ -264,7 +280,7 @@ class Program:
             rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
         try:
             first = self._one_run(scenario, wf, rules, judged)
-        except (OSError, fp.ForgeparError) as error:
+        except BROKEN as error:
             if not scenario.breaks:
                 raise
             self.counts[f"run: {type(error).__name__}".replace(" ", "_")] += 1
@@ -356,10 +372,14 @@ def _more(these: Sequence[str], those: Sequence[str]) -> list[str]:
     return list((Counter(these) - Counter(those)).elements())
 
 
-def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
-    left = psutil.wait_procs(processes, 10)[1]
-    left = [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"left: {[process.cmdline() for process in left]}"
+def _wait_for_end(processes: Iterable[psutil.Process]) -> None:
+    """Wait until processes have ended, though whoever is their parent by now may not have taken note."""
+    until = time.monotonic() + 10
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < until, f"left: {process.cmdline()}"
+                time.sleep(0.005)
 
 
 def tell(*words: object) -> None:
@@ -371,11 +391,15 @@ def serve(folder: Path, seeds: Sequence[int]) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     folders._MEMORY = folder / "memory"
-    wf = fp.Workflow()
-    wf.map(abs, range(4))
-    wf.run(workers=2, start_method="fork")  # it loads what later runs need, and looks where the temporary folder is
     program = Program(folder)
-    first = program.holdings()
+    if Scenario(seeds[0]).end:
+        first = program.holdings()
+    else:
+        wf = fp.Workflow()
+        wf.map(abs, range(4))
+        wf.run(workers=2, start_method="fork")  # it loads what later runs need, and looks where the temporary folder is
+        first = program.holdings()
+        live_within_limits(Scenario(seeds[0]), folder)
     rss = 0
     for place, seed in enumerate(seeds):
         tell("begin", seed)
@@ -387,6 +411,23 @@ def serve(folder: Path, seeds: Sequence[int]) -> None:
     growth = psutil.Process().memory_info().rss - rss if rss else 0
     assert growth < GROWTH, f"memory grew by {growth >> 20} MiB"
     tell("counts", *(f"{name}={n}" for name, n in program.counts.items()), f"growth={growth >> 10}KiB")
+
+
+def live_within_limits(scenario: Scenario, folder: Path) -> None:
+    """Take from this process what it is to have little of."""
+    chance = random.Random(f"few {scenario.seed}")
+    if scenario.place == "few descriptors":
+        most = len(list(_links())) + chance.randint(2, 60)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, chance.choice([most, most + 20, 4096])))
+    if scenario.place == "few processes" and os.geteuid() == 0:
+        user = 60_000 + scenario.seed % 5_000  # who has no other processes; no account has the number
+        for path in (folder, *folder.iterdir(), *(path.resolve().parent for path in folder.iterdir())):
+            os.chown(path, user, user)
+        for name in ("memory", "tmp"):
+            os.chown((folder / name).resolve(), user, user)
+        os.setresuid(user, user, user)
+        most = 1 + chance.randint(0, 8)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 # The conductor
@@ -411,6 +452,8 @@ class Conductor:
             if together:
                 self._run_program(together)
         for scenario in scenarios:
+            if scenario.place.startswith("few"):
+                self._run_program([scenario])
             if scenario.end:
                 began = time.monotonic()
                 self._run_alone(scenario)
@@ -431,7 +474,7 @@ class Conductor:
             (folder / name).symlink_to(path / name)
         try:
             yield folder
-            self._check_processes(folder)
+            _wait_for_end(_processes_of(folder))
             left = list(left_in(folder))
             assert not left, f"left: {left}"
         finally:
@@ -442,10 +485,6 @@ class Conductor:
                 subprocess.run(["umount", "-l", str(path)], check=True)
             shutil.rmtree(folder)
             shutil.rmtree(memory)
-
-    def _check_processes(self, folder: Path) -> None:
-        left = psutil.wait_procs(_processes_of(folder), 10)[1]
-        assert not left, f"left: {[process.cmdline() for process in left]}"
 
     def _start(self, folder: Path, scenarios: Sequence[Scenario]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "TMPDIR": str(folder / "tmp"), _MARK: str(folder)}
@@ -551,7 +590,7 @@ class Conductor:
         """Interrupt or kill a program at a random moment, and have others go on with its store."""
         with self._folder() as folder:
             try:
-                for _ in range(scenario.chance.choice([1, 1, 2])):
+                for _ in range(scenario.chance.choice([1, 1, 1, 2])):
                     self._end_early(scenario, folder)
                 program = self._start(folder, [scenario])
                 for words in self._hear(program, lambda: None, lambda: False):
@@ -573,12 +612,12 @@ class Conductor:
 
         for words in self._hear(program, act, lambda: bool(end_at)):
             if words[0] == "begin":
-                end_at.append(time.monotonic() + chance.uniform(0.0, 1.0))
+                end_at.append(time.monotonic() + chance.uniform(0.0, 0.8))
                 if scenario.end != "kill":
                     end_at.append(end_at[0] + chance.uniform(0.01, 0.2))
         number = ENDS[scenario.end]
         assert program.returncode in (0, -number, 128 + number), f"exit code {program.returncode}"
-        self._check_processes(folder)
+        _wait_for_end(_processes_of(folder))
         if scenario.end == "interrupt":  # only while a run goes does a SIGTERM do the same
             left = list(left_in(folder, "nothing"))
             assert not left, f"an interrupted program left {left}"
@@ -600,7 +639,7 @@ def _processes_of(folder: Path) -> list[psutil.Process]:
             with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                     found.append(psutil.Process(int(name)))
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def _pids_of(folder: Path, seed: int) -> list[int]:
