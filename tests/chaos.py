@@ -135,8 +135,6 @@ class Scenario:
         if chance.random() < 0.1:
             self.place = chance.choice(["few descriptors", "few processes"])
             self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
-            if self.place == "few processes":  # another user may not read this Python, so it starts none anew
-                self.method = "fork"
 
     def _blows(self) -> list[Blow]:
         chance = self.chance
@@ -215,15 +213,12 @@ class Program:
         }
 
     def _check_holdings(self, before: dict[str, Any]) -> None:
-        new = [child for child in self._workers() if child not in before["children"]]
-        _wait_for_end(new)
+        _wait_for_end(child for child in self._workers() if child not in before["children"])
         until = time.monotonic() + 10
-        while (now := self.holdings()) != {**before, "children": now["children"]} and time.monotonic() < until:
+        while left := {kind: new for kind, what in self.holdings().items() if (new := _more(what, before[kind]))}:
+            assert time.monotonic() < until, f"left: {left}"
             self.counts["looks again"] += 1
             time.sleep(0.02)  # threads of the standard library's executors end a moment after their processes
-        del now["children"]
-        for kind, what in now.items():
-            assert what == before[kind], f"{kind} left: {_more(what, before[kind])}; gone: {_more(before[kind], what)}"
 
     def _workers(self) -> list[psutil.Process]:
         """Return descendants of this process but for what it keeps for good: a fork server, a resource tracker."""
@@ -368,7 +363,7 @@ def _links() -> Iterator[str]:
             yield f"{name} {os.readlink(f'/proc/self/fd/{name}')}"  # noqa: PTH115
 
 
-def _more(these: Sequence[str], those: Sequence[str]) -> list[str]:
+def _more(these: Sequence[Any], those: Sequence[Any]) -> list[Any]:
     return list((Counter(these) - Counter(those)).elements())
 
 
@@ -419,13 +414,7 @@ def live_within_limits(scenario: Scenario, folder: Path) -> None:
     if scenario.place == "few descriptors":
         most = len(list(_links())) + chance.randint(2, 60)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, chance.choice([most, most + 20, 4096])))
-    if scenario.place == "few processes" and os.geteuid() == 0:
-        user = 60_000 + scenario.seed % 5_000  # who has no other processes; no account has the number
-        for path in (folder, *folder.iterdir(), *(path.resolve().parent for path in folder.iterdir())):
-            os.chown(path, user, user)
-        for name in ("memory", "tmp"):
-            os.chown((folder / name).resolve(), user, user)
-        os.setresuid(user, user, user)
+    if scenario.place == "few processes" and os.geteuid() != 0:  # root's are not counted
         most = 1 + chance.randint(0, 8)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
@@ -488,7 +477,8 @@ class Conductor:
 
     def _start(self, folder: Path, scenarios: Sequence[Scenario]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "TMPDIR": str(folder / "tmp"), _MARK: str(folder)}
-        command = [sys.executable, __file__, "--serve", str(folder), *(str(s.seed) for s in scenarios)]
+        as_user = _become_another(folder, scenarios[0].seed) if scenarios[0].place == "few processes" else []
+        command = [*as_user, sys.executable, __file__, "--serve", str(folder), *(str(s.seed) for s in scenarios)]
         with (folder / "errors").open("ab") as errors:
             return subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=folder, start_new_session=True
@@ -673,6 +663,24 @@ def _hit(pid: int, what: str) -> None:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(0.1)
             os.kill(pid, signal.SIGCONT)
+
+
+def _become_another(folder: Path, seed: int) -> list[str]:
+    """Return what runs a command as a user who has no other processes, to whom a folder of this user is given."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return []
+    user = 60_000 + seed % 5_000  # no account has the number
+    for path in (folder, *(folder / name for name in ("memory", "tmp"))):
+        for place in (path, path.resolve(), path.resolve().parent):
+            if place != Path(tempfile.gettempdir()):
+                os.chown(place, user, user)
+    # It may read this Python, wherever that is.
+    rights = [
+        "--inh-caps=-all,+dac_read_search",
+        "--ambient-caps=-all,+dac_read_search",
+        "--bounding-set=-all,+dac_read_search",
+    ]
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *rights, "--"]
 
 
 def _mount(path: Path) -> bool:

@@ -165,7 +165,9 @@ class Judge:
             return Found(has=False)
         assert node.undone or record.status != "compensated", f"{name!r} is compensated by nothing"
         if record.fallback not in (None, "retry", "skip") and record.status != "cached":
-            assert fails or rules.disturbs, f"{name!r} took its fallback, though it has no fault: {node}"
+            assert fails or rules.disturbs or node.is_rushed, (
+                f"{name!r} took its fallback, though it has no fault: {node}"
+            )
             value = "a value instead" if node.fallback == "value" else "stands in"
         elif node.kind == "shell":
             value = fp.ToolResult("", 0, f"{node.number} {inputs[0] if inputs else 0}\n", "", 0.0)
@@ -184,7 +186,7 @@ class Judge:
             allowed.add("cached")
         if fails:
             allowed = {"": {"failed"}, "skip": {"skipped"}}.get(node.fallback, allowed)
-        if rules.disturbs:
+        if rules.disturbs or node.is_rushed:
             allowed |= {"failed"} | ({"skipped"} if node.fallback == "skip" else set())
         if rules.halts:
             allowed.add("cancelled")
@@ -199,6 +201,8 @@ class Judge:
             expected += tuple(kind for fault in node.spec.faults for kind in ERRORS[fault])
         if fails and node.kind == "shell":
             expected = (fp.ToolFailed,)
+        if node.is_rushed:
+            expected += (fp.TaskTimeout,)
         if rules.is_disturbed:
             expected += (fp.WorkerDied,)
         assert isinstance(error, expected), f"{name!r} failed with {error!r}, not with one of {expected}: {node}"
@@ -362,7 +366,8 @@ def check_jobs(futures: dict[int, Any], nodes: Sequence[Node], notes: Notes, rul
             assert not ended[f"t{node.number}"], f"job {node.number} ran without its inputs"
         elif error is not None:
             expected = ERRORS.get(fails, ()) + (fp.WorkerDied,) * rules.is_disturbed + rules.others
-            assert fails or rules.disturbs, f"job {node.number} failed with {error!r}: {node}"
+            expected += (fp.TaskTimeout,) * node.is_rushed
+            assert fails or rules.disturbs or node.is_rushed, f"job {node.number} failed with {error!r}: {node}"
             assert isinstance(error, expected), f"job {node.number} failed with {error!r}, not with {expected}: {node}"
         else:
             assert not fails, f"job {node.number} has a value, though it fails: {node}"

@@ -25,7 +25,7 @@ import numpy as np
 import forgepar as fp
 
 LOG, MENDED = "CHAOS_LOG", "CHAOS_MENDED"  # environment variables: the file of notes; whether faults are left out
-SHORT_SECONDS = 0.25  # the timeout of a task that hangs
+SHORT_SECONDS = 0.4  # the timeout of a task that hangs
 LONG_SECONDS = 30.0  # that of one that does not: a machine may be slow
 MEMORY = 160 << 20  # bytes that a task declares; a worker has some 60 MiB
 LARGE = np.arange(20_000)  # a constant that goes through shared memory
@@ -100,6 +100,11 @@ class Node(NamedTuple):
     @property
     def number(self) -> int:
         return self.spec.number
+
+    @property
+    def is_rushed(self) -> bool:
+        """Whether it has so little time that it may fail on a busy machine."""
+        return ("timeout", SHORT_SECONDS) in self.options
 
 
 # Tasks
