@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import stat
@@ -379,6 +380,53 @@ def test_shared_memory_is_taken_where_it_has_room(roots, monkeypatch):
     assert open_arena().folder.parent == temporary
     monkeypatch.setattr(folders, "_MEMORY", memory / "missing")
     assert open_arena().folder.parent == temporary
+
+
+def interrupted_at(line):
+    """Return what raises at the so many-th line of the module that makes folders, as a signal would."""
+
+    def trace(frame, event, _):
+        nonlocal line
+        if frame.f_code.co_filename != folders.__file__:
+            return None
+        if event == "line":
+            line -= 1
+            if line == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what was open to list a folder
+def test_a_start_that_was_interrupted_anywhere_leaves_no_folder(roots):
+    for line in itertools.count(1):
+        sys.settrace(interrupted_at(line))
+        try:
+            arena = open_arena(2)
+        except KeyboardInterrupt:
+            assert [*roots[0].iterdir(), *roots[1].iterdir()] == [], line
+        else:
+            break
+        finally:
+            sys.settrace(None)
+    remove_arena(arena)
+    assert line > 20
+
+
+def test_a_start_that_finds_no_room_leaves_no_folder(roots, monkeypatch):
+    monkeypatch.setattr(folders, "_LEAST_MEMORY", 1 << 62)
+    monkeypatch.setattr(folders.Meter, "create", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        open_arena()
+    assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 # Sweeping

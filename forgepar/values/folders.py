@@ -42,22 +42,30 @@ def open_arena(n_workers: int = 0, budget: int | None = None) -> Arena:
     temporary = Path(tempfile.gettempdir())
     for root in {_MEMORY, temporary}:
         _sweep(root)
-    spill_folder = _own_folder(temporary)
+    made: list[Path] = []
     try:
-        free = _free_memory()
-        if free >= _LEAST_MEMORY and temporary != _MEMORY:
-            most = min(free, available_memory() // 2 if budget is None else budget)
-            with suppress(OSError):  # what `_free_memory` saw may be gone
-                folder = _own_folder(_MEMORY)
-                try:
-                    return _furnish(folder, spill_folder, most, n_workers)
-                except BaseException:
-                    _discard(folder)
-                    raise
-        return _furnish(spill_folder, spill_folder, 0, n_workers)
-    except BaseException:
-        _discard(spill_folder)
+        return _open(temporary, n_workers, budget, made)
+    except BaseException:  # an interrupt, or a disk that is full
+        for folder in made:
+            _remove(folder)
+            let_go(owner_file(folder))
         raise
+
+
+def _open(temporary: Path, n_workers: int, budget: int | None, made: list[Path]) -> Arena:
+    """Make an arena, and note its folders in a list before they are made."""
+    spill_folder = _own_folder(temporary, made)
+    free = _free_memory()
+    if free >= _LEAST_MEMORY and temporary != _MEMORY:
+        most = min(free, available_memory() // 2 if budget is None else budget)
+        with suppress(OSError):  # what `_free_memory` saw may be gone
+            folder = _own_folder(_MEMORY, made)
+            try:
+                return _furnish(folder, spill_folder, most, n_workers)
+            except BaseException:
+                _discard(folder)
+                raise
+    return _furnish(spill_folder, spill_folder, 0, n_workers)
 
 
 def remove_arena(arena: Arena) -> None:
@@ -84,19 +92,17 @@ def _new_name() -> str:
     return f"{_PREFIX}-{os.getuid()}-{os.getpid()}-k{os.urandom(4).hex()}"
 
 
-def _own_folder(root: Path) -> Path:
+def _own_folder(root: Path, made: list[Path]) -> Path:
     """Make a folder in ``root`` and lock it; another one where somebody took it for one that was left."""
     for _ in range(_ATTEMPTS):
         folder = root / _new_name()
+        made.append(folder)
         folder.mkdir(mode=0o700)
         try:
             if hold(owner_file(folder)):
                 return folder
         except FileNotFoundError:
             continue
-        except BaseException:
-            _remove(folder)
-            raise
     raise FileNotFoundError(
         errno.ENOENT, "Folders made there are removed at once. Set TMPDIR to another folder", str(root)
     )
