@@ -481,7 +481,7 @@ class Grower:
         slow, self.slow = self.slow, 0.0  # a limit would be that of all
         first = self._node("map", known)
         group = [first]
-        for _ in range(self.chance.choice([0, 1, 3, 6, 12])):
+        for _ in range(self.chance.choice([0, 1, 3, 6, 12, 40])):
             other = self._node("map", known)
             spec = other.spec
             retries = dict(first.options).get("retries", 0)
