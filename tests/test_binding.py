@@ -176,5 +176,7 @@ def test_the_index_may_be_a_handle(handle):
 
 def test_a_constant_in_the_place_of_items_is_told_to_go_by_keyword():
     wf = fp.Workflow()
-    with pytest.raises(fp.WorkflowError, match=r"iterables\[1\] of map\(\) must be iterable.* goes by keyword .*got 10"):
+    with pytest.raises(
+        fp.WorkflowError, match=r"iterables\[1\] of map\(\) must be iterable.* goes by keyword .*got 10"
+    ):
         wf.map(some, [1, 2], 10)
