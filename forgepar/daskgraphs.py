@@ -119,8 +119,17 @@ def _nodes(dsk: Any, wanted: set[Hashable], *, fuses: bool) -> dict[Hashable, An
     nodes = convert_legacy_graph(graph)
     for key in wanted - nodes.keys():  # an alias of itself
         raise KeyError(key)
-    nodes = cull(nodes, wanted)
+    nodes = cull({key: _under_its_key(key, node) for key, node in nodes.items()}, wanted)
     return dict(fuse_linear_task_spec(nodes, wanted)) if fuses and len(nodes) > 1 else dict(nodes)
+
+
+def _under_its_key(key: Hashable, node: Any) -> Any:
+    """Return a node that has the key by which the graph has it: Dask goes by both, and some graphs say two."""
+    from dask._task_spec import Alias
+
+    if node.key == key:
+        return node
+    return Alias(key, node.target) if isinstance(node, Alias) else node.substitute({}, key=key)
 
 
 def _in_order(nodes: Mapping[Hashable, Any]) -> Iterator[Hashable]:

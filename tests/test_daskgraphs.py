@@ -59,6 +59,18 @@ def test_todays_nodes_and_aliases():
     assert fp.dask_get(dsk, [["same", "again"], [("t", 0)], "data"]) == (([1, 2], 3), (4,), [1, 2])
 
 
+@pytest.mark.parametrize("optimize_graph", [True, False])
+def test_nodes_whose_own_keys_are_others(optimize_graph):
+    """As those of `dask.dataframe.from_delayed`, of which the graph goes by its own keys."""
+    graph = {
+        "a": DataNode("another", 1),
+        "b": Task("one more", inc, TaskRef("a")),
+        "c": Alias("the same", "b"),
+        "d": Task("b", add, TaskRef("c"), TaskRef("b")),
+    }
+    assert fp.dask_get(graph, ["d", "c", "a"], optimize_graph=optimize_graph) == (4, 2, 1)
+
+
 def test_no_more_is_computed_than_is_wanted(tmp_path):
     dsk = {"a": (inc, 1), "b": ((tmp_path / "made").touch,), "c": (inc, "a")}
     assert fp.dask_get(dsk, "c") == 3
