@@ -12,6 +12,9 @@ import psutil
 import pytest
 
 BACKENDS = ["inline", "forkserver", "spawn", "fork"]
+# Of slow tests that repeat one thing by seed or over a grid, one in so many is run. All are where it is not set.
+SLOW_SHARE = int(os.environ.get("FORGEPAR_SLOW_SHARE", "1"))
+_MANY = 10  # slow cases of one test that are taken for such
 PATIENCE = 30.0  # seconds after which waiting for something that should happen at once is given up
 
 
@@ -21,6 +24,20 @@ def pytest_configure() -> None:
 
     settings.register_profile("forgepar", deadline=None)
     settings.load_profile("forgepar")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out most of many slow cases of one test, if only a share of them is asked for."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {
+        item for group in groups.values() if len(group) >= _MANY for i, item in enumerate(group) if i % SLOW_SHARE
+    }
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 def executor_arguments(kind: str, workers: int = 2) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
+from conftest import SLOW_SHARE
 from daskcluster import cluster, restore_exceptions
 from delays import DelayedBackend, DelayedExecutor, check_run
 
@@ -60,9 +61,11 @@ def test_runs_on_a_cluster(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:what runs on worker")
 def test_many_runs_far_away_through_futures(tmp_path):
-    assert through_futures(tmp_path, 250, 25, 2.0).total() == 250
+    n = 250 // SLOW_SHARE
+    assert through_futures(tmp_path, n, 25, 2.0).total() == n
 
 
 @pytest.mark.slow
 def test_many_runs_on_a_cluster_far_away(tmp_path):
-    assert through_dask(tmp_path, 250, 25, 2.0, holds=True).total() == 250
+    n = 250 // SLOW_SHARE
+    assert through_dask(tmp_path, n, 25, 2.0, holds=True).total() == n
