@@ -23,7 +23,7 @@ from forgepar.machine import as_text
 from forgepar.priors import FILE, name_and_lengths
 from forgepar.runlock import remove_stale
 from forgepar.store import facts_of_runs
-from forgepar.storefile import as_store_error, files_of, is_full, open_to_read, open_to_write, telling
+from forgepar.storefile import as_store_error, files_of, is_full, open_to_read, open_to_write, reading
 from forgepar.validation import check_path, is_count, is_number, shown
 from forgepar.valuefiles import ValueFiles
 
@@ -104,7 +104,7 @@ def collect(
     before, began_at = _total_bytes(store, files), time.time()
     connection = open_to_write(store)
     try:
-        with telling(store):
+        with reading(store):
             connection.execute("PRAGMA temp_store = DEFAULT")  # else a copy of all would be made in memory
             n_runs, n_values = _forget(connection, files.folder, keep) if keep is not None else (0, 0)
             if max_bytes is not None:

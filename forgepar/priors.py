@@ -202,7 +202,7 @@ class Priors:
     def _take_row(self, task: int, row: tuple[bytes, int, int, int, bytes]) -> bool:
         """Take a value as that of a task, if it is what it was when it was written; tell whether it is."""
         fingerprint, run, kind, checksum, payload = row
-        if checksum_of(fingerprint, kind, payload) != checksum:
+        if not is_whole(fingerprint, kind, checksum, payload):
             return False
         is_held = len(payload) <= _SHORT or kind == FILE
         self._found[task] = Prior(fingerprint, run, kind, payload if is_held else None)
@@ -214,7 +214,7 @@ class Priors:
             return payload
         with closing(self._connection.execute(_READ, (fingerprint, run))) as rows:
             row = rows.fetchone()
-        if row is None or checksum_of(fingerprint, kind, row[1]) != row[0]:
+        if row is None or not is_whole(fingerprint, kind, *row):
             raise StoreError(
                 f"a value of the run store {str(self._path)!r} was removed or damaged while the run went. "
                 "Resume the run: it will be computed again.",
@@ -276,6 +276,14 @@ class Priors:
 def checksum_of(fingerprint: bytes, kind: int, payload: bytes) -> int:
     """Return what tells an altered row of values: 32 bits, as it is to tell what broke, not what was forged."""
     return crc32(payload, crc32(fingerprint, kind))
+
+
+def is_whole(fingerprint: Any, kind: Any, checksum: Any, payload: Any) -> bool:
+    """Tell whether a row of values is what was written; its columns may hold anything."""
+    if kind not in (SCALAR, BLOB, FILE) or not isinstance(payload, bytes) or not isinstance(fingerprint, bytes):
+        return False
+    is_file = kind == FILE and (len(payload) < NAME_BYTES + 8 or (len(payload) - NAME_BYTES) % 8)
+    return not is_file and bool(checksum_of(fingerprint, int(kind), payload) == checksum)
 
 
 def payload_of_file(name: bytes, lengths: Sequence[int]) -> bytes:

@@ -37,12 +37,12 @@ from forgepar.forking import in_child, keep_for_ever
 from forgepar.graph import Adjacency, longest_path_layers
 from forgepar.lifelocks import NO_LOCK, is_held, kernel_of
 from forgepar.machine import kernel_id, start_time
-from forgepar.priors import checksum_of, name_and_lengths, value_of
+from forgepar.priors import is_whole, name_and_lengths, value_of
 from forgepar.runlock import life_file
 from forgepar.runstate import Status
 from forgepar.runtable import FailedAttempt, RunTable
-from forgepar.storefile import files_of, open_to_read, telling, unpack_integers, unpack_texts
-from forgepar.validation import check_instance, check_path, is_count, shown
+from forgepar.storefile import check_columns, files_of, open_to_read, reading, telling, unpack_integers, unpack_texts
+from forgepar.validation import MOST_WORKERS, check_instance, check_path, is_count, shown
 from forgepar.valuefiles import ValueFiles
 
 _FACTS = (
@@ -177,7 +177,7 @@ class Store:
 
     def runs(self) -> list[RunFacts]:
         """Return the facts of all runs, in the order in which they began."""
-        with telling(self.path):
+        with reading(self.path):
             return facts_of_runs(self._connection, self._files.folder)
 
     def run(self, which: int | str | None = None) -> StoredRun:
@@ -244,14 +244,16 @@ class StoredRun:
     @property
     def facts(self) -> RunFacts:
         """What is known of it as a whole."""
-        return _facts(self._row(f"SELECT {_FACTS} FROM runs WHERE id = ?"), self._store._files.folder)  # noqa: S608
+        with reading(self._store.path):
+            return _facts(self._row(f"SELECT {_FACTS} FROM runs WHERE id = ?"), self._store._files.folder)  # noqa: S608
 
     def table(self) -> RunTable:
         """Return what is known of its tasks as columns; of one that did not run yet the status is PENDING."""
         with self._store._at_one_moment():
             facts, plan, rows, failures = self.facts, self._plan(), self._rows(_TASKS), self.failures()
         columns = _Columns(len(plan.names), Status.PENDING if facts.status == "running" else Status.CANCELLED)
-        errors = columns.fill(rows)
+        with reading(self._store.path):
+            errors = columns.fill(rows)
         return RunTable(
             run_id=facts.run_id,
             workflow=facts.workflow,
@@ -283,8 +285,12 @@ class StoredRun:
         found = self._rows(
             "SELECT task, attempt, start, seconds, worker, error, traceback FROM attempts WHERE run = ? ORDER BY 1, 2"
         )
+        with reading(self._store.path):
+            check_columns(found, _ATTEMPT_TYPES)
         return [
-            FailedAttempt(task, attempt, _or_nan(start), _or_nan(seconds), worker, error, trace)
+            FailedAttempt(
+                task, attempt, _or_nan(start), _or_nan(seconds), -1 if worker is None else worker, error, trace
+            )
             for task, attempt, start, seconds, worker, error, trace in found
         ]
 
@@ -294,10 +300,12 @@ class StoredRun:
             facts, plan = self.facts, self._plan()
             lines = self._rows("SELECT seq, line FROM events WHERE run = ?")
             rows = self._rows(_TASKS)
-        told = [(seq, event_of(line.encode())) for seq, line in lines]
-        for row in rows:
-            told += _events_of(row, facts, plan.names, plan.layer)
-        told.sort(key=lambda pair: pair[0])
+        with reading(self._store.path):
+            told = [(seq, event_of(line.encode())) for seq, line in lines]
+            check_columns(rows, _TASK_TYPES)
+            for row in rows:
+                told += _events_of(row, facts, plan.names, plan.layer)
+            told.sort(key=lambda pair: pair[0])
         return (event for _, event in told)
 
     def stored_values(self) -> list[StoredValue]:
@@ -305,10 +313,12 @@ class StoredRun:
         with self._store._at_one_moment():
             names, rows = self._plan().names, self._rows(_VALUES)
         found: dict[int, StoredValue] = {}
-        for task, maker, n_bytes, payload in rows:
-            if payload is not None:
-                n_bytes = sum(name_and_lengths(payload)[1])
-            found[task] = StoredValue(names[task], n_bytes, maker)
+        with reading(self._store.path):
+            check_columns(rows, ((int,), (int,), (int,), (bytes, type(None))))
+            for task, maker, n_bytes, payload in rows:
+                if payload is not None:
+                    n_bytes = sum(name_and_lengths(payload)[1])
+                found[task] = StoredValue(names[task], n_bytes, maker)
         return list(found.values())
 
     def value(self, name: str) -> Any:
@@ -342,7 +352,7 @@ class StoredRun:
                 "compared with other runs (see RunResult.not_stored), or it was removed (forgepar gc)."
             )
         for fingerprint, kind, checksum, payload in rows:
-            if checksum_of(fingerprint, kind, payload) == checksum:
+            if is_whole(fingerprint, kind, checksum, payload):
                 return self._unpickled(name, kind, payload)
         raise StoreError(
             f"the value of task {name!r} in {str(self._store.path)!r} was altered. Run the workflow again with resume.",
@@ -370,7 +380,11 @@ class StoredRun:
         """Return what does not change while a run goes, unless tasks join it."""
         (n_tasks,) = self._row("SELECT n_tasks FROM runs WHERE id = ?")
         if self._known is None or len(self._known.names) != n_tasks:
-            self._known = _stored_plan(*self._row(_PLAN))
+            with reading(self._store.path):
+                known = _stored_plan(*self._row(_PLAN))
+                if not len(known.names) == len(known.callable_of) == n_tasks:
+                    raise ValueError(f"{len(known.names)} names of {n_tasks} tasks")
+            self._known = known
         return self._known
 
     def _row(self, statement: str) -> tuple[Any, ...]:
@@ -387,6 +401,19 @@ class StoredRun:
         return self._store._rows(statement, (self.number, *parameters))
 
 
+_NUMBER, _OR_NONE = (int, float), (type(None),)
+_INT, _TEXT = (int,), (str,)
+_FACT_TYPES = (
+    *(_INT, _TEXT, _TEXT, _TEXT, _NUMBER, _NUMBER + _OR_NONE, _NUMBER + _OR_NONE, _INT + _OR_NONE),
+    *(_INT, _INT, _INT, _TEXT, _INT, _TEXT, _INT, _TEXT, _TEXT, _TEXT, _NUMBER),
+)
+_TASK_TYPES = (
+    *(_INT, _INT, _INT + _OR_NONE, _INT + _OR_NONE, _INT, _NUMBER + _OR_NONE, _NUMBER + _OR_NONE),
+    *(_INT + _OR_NONE, _INT, _TEXT + _OR_NONE),
+)
+_ATTEMPT_TYPES = (_INT, _INT, _NUMBER + _OR_NONE, _NUMBER + _OR_NONE, _INT + _OR_NONE, _TEXT, _TEXT)
+_STATUSES = frozenset(map(int, Status))
+_MOST_TIME = 250_000_000_000.0  # seconds: the year 9892, which calendars still know
 _PLAN = "SELECT callables, callable_of, bases, base_of, ordinals, given_names, edges FROM runs WHERE id = ?"
 _TASKS = (
     "SELECT task, status, source, seq, attempt, start, seconds, worker, bytes, error FROM tasks "
@@ -420,6 +447,11 @@ def _stored_plan(
     for task, name in zip(texts[::2], texts[1::2], strict=True):
         names[int(task)] = name
     sources, targets = ends[: len(ends) // 2], ends[len(ends) // 2 :]
+    called = unpack_integers(callable_of)
+    if not all(type(text) is str for text in (*begins, *texts, *unpack_texts(callables))):
+        raise ValueError("a name is no text")
+    if len(called) and not 0 <= called.min() <= called.max() < len(unpack_texts(callables)):
+        raise ValueError("a task calls what is not there")
     layer = longest_path_layers(Adjacency.from_edges(len(names), sources, targets))
     return _StoredPlan(names, unpack_texts(callables), unpack_integers(callable_of), layer, sources, targets)
 
@@ -445,7 +477,14 @@ class _Columns:
         """Fill in rows of tasks; return the errors among them."""
         if not rows:
             return {}
+        check_columns(rows, _TASK_TYPES)
+        if any(not 0 <= row[0] < len(self.status) for row in rows):
+            raise ValueError("a row is of a task that is not there")
+        if any(row[1] not in _STATUSES for row in rows):
+            raise ValueError("a task has a status that there is not")
         task, status, _, _, attempt, start, seconds, worker, n_bytes, error = zip(*rows, strict=True)
+        if any(bool((np.abs(np.array(column, np.float64)) >= _MOST_TIME).any()) for column in (start, seconds)):
+            raise ValueError("a task has a time that cannot be")
         places = np.array(task)
         self.status[places] = status
         self.attempt[places] = attempt
@@ -476,7 +515,12 @@ def _events_of(
 
 
 def _facts(row: tuple[Any, ...], folder: Path) -> RunFacts:
+    check_columns([row], _FACT_TYPES)
     number, run_id, workflow, status, began, wall, cpu, rss, n_tasks, n_layers, workers, schedule, *rest = row
+    if not 0 <= began < _MOST_TIME or not (0 <= workers <= MOST_WORKERS) or n_tasks < 0 or n_layers < 0:
+        raise ValueError(f"run {number} has a time or a count that cannot be")
+    if any(value is not None and not 0 <= value < _MOST_TIME for value in (wall, cpu)):
+        raise ValueError(f"run {number} has a duration that cannot be")
     resumed, host, pid, started, python, forgepar, seen = rest
     if status == "running" and not _runs(life_file(folder, run_id), host, pid, started):
         status = "interrupted"

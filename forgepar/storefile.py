@@ -16,6 +16,7 @@ import json
 import os
 import sqlite3
 import stat
+import struct
 import sys
 import time
 import zlib
@@ -29,7 +30,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from forgepar.errors import StoreBusy, StoreError, StoreUntrusted
+from forgepar.errors import ForgeparError, StoreBusy, StoreError, StoreUntrusted
 from forgepar.trust import distrust_of
 
 # In one statement, as another program may just be making the tables.
@@ -329,6 +330,36 @@ def telling(path: Path) -> Iterator[None]:
         raise  # a fault of this program
     except sqlite3.Error as error:
         raise as_store_error(error, path) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say that a store is damaged where what it holds is not what this program writes.
+
+    Whatever is in a damaged row, it ends in an error of one of these kinds where it is unpacked or compared.
+    """
+    try:
+        with telling(path):
+            yield
+    except ForgeparError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error, zlib.error) as error:
+        raise StoreError(
+            f"the run store {str(path)!r} is damaged: what it holds cannot be read ({type(error).__name__}: {error}). "
+            "Give another store, or a copy of this one; a resumed run in a new one computes all again.",
+            path=str(path),
+        ) from error
+
+
+def check_columns(rows: Sequence[tuple[Any, ...]], kinds: Sequence[tuple[type, ...]]) -> None:
+    """Refuse rows whose columns hold values of other types than these.
+
+    Raises:
+        ValueError: naming the column by its place.
+    """
+    for place, (column, allowed) in enumerate(zip(zip(*rows, strict=True), kinds, strict=True) if rows else ()):
+        if found := set(map(type, column)).difference(allowed):
+            raise ValueError(f"column {place} of its rows has a {found.pop().__name__}")
 
 
 def as_store_error(error: sqlite3.Error, path: Path) -> StoreError:
