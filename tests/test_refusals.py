@@ -23,6 +23,7 @@ from forgepar.audit import AuditLog
 from forgepar.backends import dask
 from forgepar.backends.inline import InlineBackend
 from forgepar.backends.process import ProcessBackend
+from forgepar.cli import main
 from forgepar.collecting import collect
 from forgepar.contexts import RunFacts as TaskFacts
 from forgepar.contexts import TaskContext
@@ -545,3 +546,37 @@ def test_what_is_refused_is_named(case, argument, opened):
             if fault:
                 faults.append(f"{label}: {fault}")
     assert not faults, f"{case}({argument}=...)\n  " + "\n  ".join(faults)
+
+
+COMMANDS = [
+    "runs no.db",
+    "show no.db",
+    "show runs.db 99",
+    "values runs.db 1 nosuch",
+    "values runs.db 1 abs -o no/such/file",
+    "export runs.db -o no/such/file",
+    "report runs.db -o no/such.html",
+    "plan runs.db --workers abc",
+    "gc runs.db --keep x",
+    "gc runs.db --max-bytes x",
+    "run no.py",
+    "run nosuch.module",
+    "run x:y:z",
+    "check no.py",
+    "graph no.py",
+    "top no.db",
+    "bogus",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_say_what_is_wrong_in_a_line(command, capsys):
+    made().run(backend="inline", store="runs.db")
+    try:
+        code = main(command.split())
+    except SystemExit as left:  # of the parser of arguments, which shows how the command is used as well
+        code = left.code
+    told = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert told[-1].startswith("forgepar")
+    assert len(told) == 1 or told[0].startswith("usage: ")
