@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from forgepar.current import Current
 from forgepar.errors import NotInTask
 
 if TYPE_CHECKING:
@@ -165,27 +165,18 @@ class TaskContext:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
 
 
-_ask: Callable[[], TaskContext | None] | None = None
-_here = threading.local()  # where the threads of one process run a task each, each knows its own
+_current: Current[Callable[[], TaskContext | None]] = Current()
+here = _current.here  # said by whoever runs tasks in a thread of this process: who knows the task at hand
 
 
-def use(ask: Callable[[], TaskContext | None] | None) -> Callable[[], TaskContext | None] | None:
-    """Say who knows the task that runs in this process; return who did before."""
-    global _ask  # one for the whole process: a task's threads may ask as well
-    before, _ask = _ask, ask
-    return before
-
-
-def use_here(ask: Callable[[], TaskContext | None] | None) -> Callable[[], TaskContext | None] | None:
-    """Say who knows the task that runs in this thread, before whoever knows that of the process; return who did."""
-    before: Callable[[], TaskContext | None] | None = getattr(_here, "ask", None)
-    _here.ask = ask
-    return before
+def use(ask: Callable[[], TaskContext | None] | None) -> None:
+    """Say who knows the task that runs in this process; None: no task runs."""
+    _current.of_process = ask
 
 
 def inside() -> TaskContext | None:
-    """Return the context of the task that runs in this thread or process, None where none does."""
-    ask = getattr(_here, "ask", None) or _ask
+    """Return the context of the task that runs in this thread or process, None where none does, or several do."""
+    ask = _current.get()
     return ask() if ask is not None else None
 
 
@@ -193,7 +184,7 @@ def context() -> TaskContext:
     """Return the context of the task that calls this, from any of its threads.
 
     Raises:
-        NotInTask: no task runs in this process.
+        NotInTask: no task runs in this process, or this is a thread of a task while other threads run tasks, too.
 
     Example:
         >>> from forgepar import Workflow

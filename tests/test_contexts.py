@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -260,3 +261,50 @@ def test_progress_is_a_share(fraction):
     here = TaskContext(facts, "t", 0, 1, 0, ends_at=math.inf, folder=None, **ways)
     with pytest.raises(ValueError, match="is no share of the work"):
         here.progress(fraction)
+
+
+# Several runs in the threads of one process
+
+
+BOTH = threading.Barrier(2)
+
+
+def tell_beside(label):
+    """Meet the other run's task before, amid and after."""
+    BOTH.wait(PATIENCE)
+    before = fp.context().task
+    values = fp.empty(100_000)
+    BOTH.wait(PATIENCE)
+    values[:] = ord(label)
+    with ThreadPoolExecutor(1) as threads:
+        of_thread = threads.submit(inside).result()
+    BOTH.wait(PATIENCE)
+    return [before, fp.context().task, of_thread], values
+
+
+def test_runs_in_several_threads_know_their_own_tasks():
+    """Each run's task waits for the other's, so that both are at one at the same moment."""
+
+    def told(label):
+        wf = fp.Workflow(label)
+        handles = [wf.add(fp.task(tell_beside).options(name=f"{label}{i}"), label) for i in range(5)]
+        result = wf.run(backend="inline")
+        return [(result[handle][0], set(result[handle][1].tolist())) for handle in handles]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(told, "ab"))
+    for label, tasks in zip("ab", found, strict=True):
+        # A thread of a task may belong to either: it is told none rather than the wrong one.
+        assert tasks == [([f"{label}{i}", f"{label}{i}", None], {float(ord(label))}) for i in range(5)]
+    with pytest.raises(fp.NotInTask):
+        fp.context()
+
+
+def test_a_thread_of_a_task_knows_the_task_where_only_one_runs(any_backend):
+    def tell():
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(lambda: fp.context().task).result()
+
+    wf = fp.Workflow()
+    name = wf.add(fp.task(tell).options(name="one"))
+    assert wf.run(**any_backend)[name] == "one"

@@ -37,7 +37,7 @@ RANKS = {
         "backends.limits",
         "backends.fork_server",
     ],
-    0.5: ["backends.orphans", "lifelocks"],
+    0.5: ["backends.orphans", "lifelocks", "current"],
     1: [
         "values.culprit",
         "values.meter",

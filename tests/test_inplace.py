@@ -10,7 +10,7 @@ import pytest
 import forgepar as fp
 from forgepar.values.codec import decode, encode
 from forgepar.values.folders import open_arena, remove_arena
-from forgepar.values.inplace import empty, empty_like, use
+from forgepar.values.inplace import empty, empty_like, here
 
 LARGE = 1 << 18  # elements of 8 bytes: large enough to be kept
 
@@ -19,9 +19,8 @@ LARGE = 1 << 18  # elements of 8 bytes: large enough to be kept
 def arena():
     """An arena in which this test allocates, as a task would."""
     arena = open_arena()
-    before = use(arena)
-    yield arena
-    use(before)
+    with here(arena):
+        yield arena
     remove_arena(arena)
 
 

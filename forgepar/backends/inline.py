@@ -16,9 +16,9 @@ from forgepar.backends.base import Joined, Notice, Told
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.wire import Batch
 from forgepar.backends.worker import Worker
+from forgepar.values import inplace
 from forgepar.values.arena import Arena
 from forgepar.values.folders import open_arena, remove_arena
-from forgepar.values.inplace import use
 
 
 class InlineBackend:
@@ -70,12 +70,8 @@ class InlineBackend:
         if not self._waiting:
             time.sleep(timeout or 0.0)
             return []
-        before, context_before = use(self.arena), contexts.use(self._worker.context)
-        try:
+        with inplace.here(self.arena), contexts.here(self._worker.context):
             return list(self._worker.run(self._waiting.popleft()))
-        finally:
-            use(before)
-            contexts.use(context_before)
 
     def rest(self) -> Sequence[Told]:
         """Return nothing: what is printed here is not held back."""

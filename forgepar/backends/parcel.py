@@ -107,12 +107,11 @@ def run_parcel(parcel: Parcel) -> Answer:
     worker, baggage = _desk.worker, _desk.baggage
     worker.sit(parcel.slot, _desk.board)
     baggage.take_in(parcel.parts)
-    before = contexts.use_here(worker.context)
     try:
-        batch = _thinned(worker, _on_this_clock(parcel, batch))
-        replies, said = _overhear(worker, batch, rules, listens=not is_sender)
+        with contexts.here(worker.context):
+            batch = _thinned(worker, _on_this_clock(parcel, batch))
+            replies, said = _overhear(worker, batch, rules, listens=not is_sender)
     finally:
-        contexts.use_here(before)
         held = baggage.empty()
     made = {wire[0]: held[wire[0]] for reply in replies for wire in _large(reply)}
     who = (platform.node(), os.getpid(), threading.get_ident(), _MARK)

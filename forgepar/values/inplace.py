@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from forgepar.current import Current
 from forgepar.validation import as_list, checked_by, refusal
 from forgepar.values.arena import Arena
 from forgepar.values.codec import BLOB_LIMIT
@@ -13,14 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 _MOST_ITEMS = 1 << 48  # along an axis: above what any machine has memory for
-_arena: Arena | None = None
+_current: Current[Arena] = Current()
+here = _current.here  # said by whoever runs tasks in a thread of this process: where `empty` is to allocate in them
 
 
-def use(arena: Arena | None) -> Arena | None:
-    """Say where `empty` is to allocate, in the tasks of this process; return where it did before."""
-    global _arena  # one for the whole process: a task's threads allocate as well
-    before, _arena = _arena, arena
-    return before
+def use(arena: Arena | None) -> None:
+    """Say where `empty` is to allocate in the tasks of this process; None: there are none."""
+    _current.of_process = arena
 
 
 def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> NDArray[Any]:
@@ -58,9 +58,10 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> NDArray[Any]:
         if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool) or not 0 <= axis <= _MOST_ITEMS:
             raise refusal("shape", f"integers from 0 to {_MOST_ITEMS}", shape)
     n_bytes = int(np.prod(axes, dtype=object)) * kind.itemsize
-    if _arena is None or n_bytes <= BLOB_LIMIT:
+    arena = _current.get()
+    if arena is None or n_bytes <= BLOB_LIMIT:
         return np.empty(axes, kind)
-    return np.frombuffer(_arena.grant(n_bytes), kind).reshape(axes)
+    return np.frombuffer(arena.grant(n_bytes), kind).reshape(axes)
 
 
 def empty_like(

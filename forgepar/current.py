@@ -1,0 +1,61 @@
+"""What holds for the task that runs in a thread, such as its context, and for the threads that the task starts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from forgepar.forking import fork_safe
+
+T = TypeVar("T")
+
+
+class Current(Generic[T]):
+    """A value for the tasks of a thread.
+
+    A thread that a task has started belongs to nobody by itself. It has the value of the one thread that runs tasks;
+    where several do, it has none, rather than perhaps another task's.
+
+    Attributes:
+        of_process: the value where no thread has one: of a worker, whose tasks run one by one.
+
+    Example:
+        >>> current = Current[str]()
+        >>> with current.here("this"):
+        ...     current.get()
+        'this'
+        >>> current.get() is None
+        True
+    """
+
+    def __init__(self) -> None:
+        self.of_process: T | None = None
+        self._here = threading.local()
+        self._lock = fork_safe(threading.RLock())
+        self._running: list[tuple[int, T]] = []
+
+    def get(self) -> T | None:
+        """Return the value for this thread."""
+        own: T | None = getattr(self._here, "value", None)
+        if own is not None or not self._running:
+            return own if own is not None else self.of_process
+        with self._lock:
+            threads = {thread for thread, _ in self._running}
+            return self._running[-1][1] if len(threads) == 1 else None
+
+    @contextmanager
+    def here(self, value: T) -> Iterator[None]:
+        """Have a value for what this thread calls meanwhile, and for threads that start then."""
+        before: T | None = getattr(self._here, "value", None)
+        entry = (threading.get_ident(), value)
+        with self._lock:
+            self._running.append(entry)
+        self._here.value = value
+        try:
+            yield
+        finally:
+            self._here.value = before
+            with self._lock:
+                self._running.remove(entry)
