@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import is_gone, wait_until
 from delays import check_result
 
 import forgepar as fp
@@ -393,3 +393,41 @@ def test_an_error_under_what_fans_out_is_not_tried_again():
     with pytest.raises(fp.WorkflowFailed) as caught:
         wf.run(backend="inline")
     assert not [event for event in caught.value.result.events if isinstance(event, events.WorkflowTaskRetried)]
+
+
+def note_or_die(log, number):
+    """Note that this task runs; the worker ends under the sixth when that runs first."""
+    with open(log, "a") as file:  # noqa: PTH123
+        file.write(f"{number} {os.getpid()}\n")
+    if number == 5 and fp.context().attempt == 1:
+        os._exit(1)
+    return number
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_what_a_worker_told_before_its_death_counts_though_it_left_work_unread(tmp_path, method):
+    log = tmp_path / "log"
+    wf = fp.Workflow()
+    handles = wf.map(fp.task(note_or_die).options(effects=True, retries=1), [str(log)] * 12, range(12))
+    wf.map(abs, range(12))  # behind the others, in a batch that the worker never comes to
+
+    def wait_for_the_end(event):
+        """Have the parent look at nothing until the worker is gone, as where it is busy."""
+        if isinstance(event, events.WorkflowTaskCompleted) and event.task == "note_or_die-0":
+            wait_until(lambda: (lines := noted(log))[-1][0] == 5 and has_hung_up(lines[-1][1]), "its end")
+
+    result = wf.run(workers=1, start_method=method, outputs="all", audit=wait_for_the_end)
+    assert result[handles] == list(range(12))
+    assert Counter(number for number, _ in noted(log)) == Counter([*range(12), 5])
+
+
+def has_hung_up(pid):
+    """Tell whether a process has closed what it had open: its last thread has, the first may have ended before."""
+    try:
+        return is_gone(pid) and len(os.listdir(f"/proc/{pid}/task")) == 1  # noqa: PTH208
+    except FileNotFoundError:
+        return is_gone(pid)
+
+
+def noted(log):
+    return [tuple(map(int, line.split())) for line in log.read_text().splitlines()]

@@ -697,11 +697,14 @@ class ProcessBackend:
 
 
 def _received(connection: Channel) -> bytes:
-    """Return the next message, empty where the other end is gone."""
-    try:
-        return connection.receive()
-    except OSError:
-        return b""
+    """Return the next message, empty where the other end is gone and all that it sent was received."""
+    with suppress(OSError):
+        try:
+            return connection.receive()
+        except ConnectionResetError:
+            # It left a message of ours unread. Of packets the kernel tells that first, and then what it had sent.
+            return connection.receive()
+    return b""
 
 
 def _close_all_of(descriptors: dict[int, int]) -> None:
