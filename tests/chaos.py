@@ -55,6 +55,7 @@ class Blow(NamedTuple):
     what: str
 
 
+ENGINES = {"run": 30, "warm": 34, "pool": 14, "warm pool": 14, "both": 8}
 PLACES = {"": 88, "small": 6, "tight": 4, "fragile": 2}
 BROKEN = (OSError, RuntimeError, fp.ForgeparError)  # what a run ends with where there is no room for it
 ENDS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill": signal.SIGKILL}
@@ -66,8 +67,9 @@ class Scenario:
     """What is to happen, by seed.
 
     Attributes:
-        engine: "run" (workers of its own), "warm", "pool" or "warm pool".
+        engine: "run" (workers of its own), "warm", "pool", "warm pool", or "both" ("run" beside "pool", in a thread).
         nodes: the workflow.
+        jobs: what the pool gets, where there is one.
         rules: how to run it.
         place: "", "small" (shared memory is a small file system), "tight" (the temporary folder as well), or "fragile"
             (folders of executors are removed while they run).
@@ -81,23 +83,23 @@ class Scenario:
         self.chance = chance = random.Random(f"chaos {seed}")
         self.end = chance.choices(["", "interrupt", "terminate", "kill"], [86, 6, 2, 6])[0]
         self.place = chance.choices(list(PLACES), list(PLACES.values()))[0] if not self.end else ""
-        self.engine = chance.choices(["run", "warm", "pool", "warm pool"], [35, 35, 15, 15])[0]
+        self.engine = chance.choices(list(ENGINES), list(ENGINES.values()))[0]
         if self.place == "fragile":
-            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
+            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run").replace("both", "run")
         self.method = chance.choices(["fork", "forkserver", "spawn"], [5, 4, 1])[0]
         self.workers = chance.choice([1, 2, 2, 3])
         if WITH_LIMITS and not self.end:
             self._limit(random.Random(f"limits {seed}"))
-        self.is_kept = not self.is_pool and (bool(self.end) or chance.random() < 0.25)
+        self.is_kept = not self.is_pool and self.engine != "both" and (bool(self.end) or chance.random() < 0.25)
         self.blows = self._blows()
         hurts = sum(blow.what in ("kill", "kill any") for blow in self.blows)
         survives = chance.random() < 0.5
-        grower = graphs.Grower(
+        grower = partial(
+            graphs.Grower,
             chance,
-            is_pool=self.is_pool,
             permanent=chance.choice([0.0, 0.0, 0.02, 0.06, 0.15]) if not self.end else 0.0,
             transient=chance.choice([0.0, 0.04, 0.1]),
-            slow=chance.choice([0.0] * 4 + [0.15]),
+            slow=chance.choice([0.0] * 4 + [0.15 if self.method != "spawn" else 0.0]),  # each takes a new worker
             more_retries=hurts * (4 if self.method == "forkserver" else 1) if survives else 0,
             seconds=chance.uniform(0.02, 0.06)
             if self.end
@@ -106,7 +108,9 @@ class Scenario:
             else chance.choice([0.0, 0.0, 0.004]),
             wide=bool(self.place),
         )
-        self.nodes = grower.nodes(chance.choice([5, 10, 20, 30] if self.end else [5, 10, 20, 40, 60]))
+        n_tasks = chance.choice([5, 10, 20, 30] if self.end else [5, 10, 20, 40, 60])
+        self.nodes = () if self.is_pool else grower().nodes(n_tasks)
+        self.jobs = grower(is_pool=True).nodes(n_tasks) if self.is_pool or self.engine == "both" else ()
         self.fail_fast = chance.random() < 0.35 and not self.end
         self.rules: dict[str, Any] = {
             "schedule": chance.choice(["layers", "eager"]),
@@ -134,7 +138,7 @@ class Scenario:
         """Let the program have few descriptors or processes, in one of ten."""
         if chance.random() < 0.1:
             self.place = chance.choice(["few descriptors", "few processes"])
-            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run")
+            self.engine = self.engine.replace("warm pool", "pool").replace("warm", "run").replace("both", "run")
 
     def _blows(self) -> list[Blow]:
         chance = self.chance
@@ -151,8 +155,9 @@ class Scenario:
 
     def __repr__(self) -> str:
         blows = ", ".join(f"{blow.what} after {blow.delay:.3f} s" for blow in self.blows)
+        n_nodes = len(self.nodes) + len(self.jobs)
         return (
-            f"seed {self.seed}: {self.engine}, {self.method}, {self.workers} workers, {len(self.nodes)} nodes, "
+            f"seed {self.seed}: {self.engine}, {self.method}, {self.workers} workers, {n_nodes} nodes, "
             f"{self.rules}, place {self.place!r}, blows: {blows or 'none'}, end {self.end!r}, kept {self.is_kept}, "
             f"called off {self.is_called_off}, late {self.is_late}"
         )
@@ -179,8 +184,10 @@ class Program:
         scenario = Scenario(seed)
         is_fresh = not scenario.engine.startswith("warm")
         before = self.holdings()
-        if scenario.is_pool:
-            self._run_pool(scenario)
+        if scenario.engine == "both":
+            self._run_both(scenario)
+        elif scenario.is_pool:
+            self._run_pool(scenario, self._notes(seed))
         else:
             self._run_workflow(scenario)
         is_alone = not (self.warm and any(blow.what == "kill any" for blow in scenario.blows))
@@ -232,9 +239,8 @@ class Program:
                     found.append(child)
         return found
 
-    def _executor(self, scenario: Scenario) -> Any:
+    def _executor(self, scenario: Scenario, kind: Callable[..., Any]) -> Any:
         """Return an executor of its own, or the warm one."""
-        kind = fp.ForgeExecutor if scenario.is_pool else fp.WorkflowExecutor
         if not scenario.engine.startswith("warm"):
             return kind(scenario.workers, start_method=scenario.method)
         key = scenario.engine, scenario.method
@@ -242,11 +248,29 @@ class Program:
             self.warm[key] = kind(scenario.workers, start_method=scenario.method)
         return contextlib.nullcontext(self.warm[key])
 
-    def _run_pool(self, scenario: Scenario) -> None:
-        notes = self._notes(scenario.seed)
-        with self._executor(scenario) as pool:
+    def _run_both(self, scenario: Scenario) -> None:
+        """Run a workflow, and a pool in another thread."""
+        notes, faults = self._notes(scenario.seed), []
+
+        def run_pool() -> None:
             try:
-                futures = graphs.submit(pool, scenario.nodes)
+                self._run_pool(scenario, notes)
+            except BaseException as error:
+                faults.append(error)
+
+        thread = threading.Thread(target=run_pool)
+        thread.start()
+        try:
+            self._run_workflow(scenario, notes)
+        finally:
+            thread.join()
+        if faults:
+            raise faults[0]
+
+    def _run_pool(self, scenario: Scenario, notes: Path) -> None:
+        with self._executor(scenario, fp.ForgeExecutor) as pool:
+            try:
+                futures = graphs.submit(pool, scenario.jobs)
             except BROKEN as error:
                 if not scenario.breaks:
                     raise
@@ -254,12 +278,12 @@ class Program:
                 return
             for future in futures.values():
                 future.exception()
-            checks.check_jobs(futures, scenario.nodes, checks.Notes.read(notes), scenario.judged)
+            checks.check_jobs(futures, scenario.jobs, checks.Notes.read(notes), scenario.judged)
         self.counts["tasks"] += len(futures)
         for error in filter(None, [future.exception() for future in futures.values()]):
             self.counts[type(error).__name__] += 1
 
-    def _run_workflow(self, scenario: Scenario) -> None:
+    def _run_workflow(self, scenario: Scenario, notes: Path | None = None) -> None:
         wf = fp.Workflow(f"chaos-{scenario.seed}")
         graphs.declare(wf, scenario.nodes)
         store = self.folder / f"store-{scenario.seed}.db"
@@ -274,13 +298,18 @@ class Program:
         if scenario.is_late:
             rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
         try:
-            first = self._one_run(scenario, wf, rules, judged)
+            first = self._one_run(scenario, wf, rules, judged, notes)
         except BROKEN as error:
             if not scenario.breaks:
                 raise
             self.counts[f"run: {type(error).__name__}".replace(" ", "_")] += 1
             return
         self._check_cached(first, known, scenario)
+        if scenario.is_kept:
+            with fp.Store.open(store) as opened:
+                *before, last = [run.status for run in opened.runs()]
+            assert last == first.status, f"the store tells of a run that is {last}, not {first.status}"
+            assert set(before) <= {"interrupted", "completed"}, f"runs of interrupted programs are {before}"
         if scenario.is_kept and not scenario.end:
             known = checks.must_be_cached(checks.kept_by(first), scenario.nodes)
             os.environ[graphs.MENDED] = "1"
@@ -308,12 +337,19 @@ class Program:
         assert not wrong, f"{sorted(wrong)} had been done, and were not taken from the store"
         self.counts["cached"] += len(known)
 
-    def _one_run(self, scenario: Scenario, wf: fp.Workflow, rules: dict[str, Any], judged: checks.Rules) -> Any:
-        notes = self._notes(scenario.seed)
+    def _one_run(
+        self,
+        scenario: Scenario,
+        wf: fp.Workflow,
+        rules: dict[str, Any],
+        judged: checks.Rules,
+        notes: Path | None = None,
+    ) -> Any:
+        notes = notes or self._notes(scenario.seed)
         audit = self.folder / "audit.jsonl"
         if scenario.is_audited:
             rules["audit"] = audit
-        with self._executor(scenario) as executor:
+        with self._executor(scenario, fp.WorkflowExecutor) as executor:
             try:
                 result = executor.run(wf, **rules)
             except fp.WorkflowFailed as failure:
@@ -327,6 +363,8 @@ class Program:
             log = fp.AuditLog.load(audit)
             assert log.run_id == result.run_id
             assert log.replay() == result.standing()
+            for run_id in log.run_ids:  # of programs that were killed as well
+                fp.AuditLog.load(audit, run_id).replay()
         self.counts["tasks"] += len(result.records)
         self.counts.update(result.status_counts())
         self.counts.update(type(error).__name__ for error in result.errors.values())
@@ -726,7 +764,7 @@ def main() -> int:
     if arguments.show:
         for seed in seeds:
             scenario = Scenario(seed)
-            print(scenario, *scenario.nodes, sep="\n  ")  # noqa: T201
+            print(scenario, *scenario.nodes, *scenario.jobs, sep="\n  ")  # noqa: T201
         return 0
     conductor, n_failed = Conductor(), 0
     for first in range(0, len(seeds), arguments.chunk):

@@ -232,9 +232,14 @@ class Notes(NamedTuple):
                 notes.undone.append((words[0], words[1]))
         return notes
 
+    def of(self, *, is_pool: bool) -> Notes:
+        """Return those of a pool's jobs, whose names begin with a p, or of tasks."""
+        return Notes(*([line for line in lines if line[0].startswith("p") == is_pool] for lines in self))
+
 
 def check_run(result: Any, nodes: Sequence[Node], notes: Notes, rules: Rules) -> None:
     """See that all that a run's result tells is what its nodes may come to, and what they noted themselves."""
+    notes = notes.of(is_pool=False)
     records = {record.name: record for record in result.records}
     assert len(records) == len(result.records)
     rest = dict(records)
@@ -351,6 +356,7 @@ def kept_by(result: Any) -> set[str]:
 
 def check_jobs(futures: dict[int, Any], nodes: Sequence[Node], notes: Notes, rules: Rules) -> None:
     """See the same of jobs of a `ForgeExecutor`, all of which are done."""
+    notes = notes.of(is_pool=True)
     begun = Counter(notes.begun)
     assert max(begun.values(), default=1) == 1, f"attempts that began twice: {begun.most_common(3)}"
     ended = Counter(name.rpartition("-")[0] for name, _ in notes.ended)
@@ -363,7 +369,7 @@ def check_jobs(futures: dict[int, Any], nodes: Sequence[Node], notes: Notes, rul
         fails = node.spec.always if node.spec.always in ERRORS else ""
         if not all(value.has for value in inputs):
             assert error is not None, f"job {node.number} has a value, though it takes that of one that failed"
-            assert not ended[f"t{node.number}"], f"job {node.number} ran without its inputs"
+            assert not ended[f"p{node.number}"], f"job {node.number} ran without its inputs"
         elif error is not None:
             expected = ERRORS.get(fails, ()) + (fp.WorkerDied,) * rules.is_disturbed + rules.others
             expected += (fp.TaskTimeout,) * node.is_rushed
@@ -374,7 +380,7 @@ def check_jobs(futures: dict[int, Any], nodes: Sequence[Node], notes: Notes, rul
             value = graphs.build(node.spec, [value.value for value in inputs])
             got = future.result()
             assert graphs.brief(got) == graphs.brief(value), f"job {node.number}: {got!r}, not {value!r}; {node}"
-            assert ended[f"t{node.number}"] >= 1
+            assert ended[f"p{node.number}"] >= 1
             values[node.number] = Found(has=True, value=value)
             continue
         values[node.number] = Found(has=False)

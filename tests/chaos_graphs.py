@@ -336,7 +336,7 @@ def submit(pool: fp.ForgeExecutor, nodes: Sequence[Node]) -> dict[int, Any]:
     futures: dict[int, Any] = {}
     for node in nodes:
         inputs = [futures[number] for number in node.inputs]
-        futures[node.number] = pool.submit(task_of(node, f"t{node.number}"), node.spec, arranged(node, inputs))
+        futures[node.number] = pool.submit(task_of(node, f"p{node.number}"), node.spec, arranged(node, inputs))
     return futures
 
 
