@@ -184,12 +184,17 @@ class Program:
         scenario = Scenario(seed)
         is_fresh = not scenario.engine.startswith("warm")
         before = self.holdings()
-        if scenario.engine == "both":
-            self._run_both(scenario)
-        elif scenario.is_pool:
-            self._run_pool(scenario, self._notes(seed))
-        else:
-            self._run_workflow(scenario)
+        try:
+            if scenario.engine == "both":
+                self._run_both(scenario)
+            elif scenario.is_pool:
+                self._run_pool(scenario, self._notes(seed))
+            else:
+                self._run_workflow(scenario)
+        except BROKEN as error:
+            if not scenario.breaks:
+                raise
+            self.counts[f"ended_by_{type(error).__name__}"] += 1
         is_alone = not (self.warm and any(blow.what == "kill any" for blow in scenario.blows))
         if is_fresh and is_alone and scenario.method in self.seen:  # else a warm pool may have replaced a worker
             self._check_holdings(before)
@@ -269,13 +274,7 @@ class Program:
 
     def _run_pool(self, scenario: Scenario, notes: Path) -> None:
         with self._executor(scenario, fp.ForgeExecutor) as pool:
-            try:
-                futures = graphs.submit(pool, scenario.jobs)
-            except BROKEN as error:
-                if not scenario.breaks:
-                    raise
-                self.counts[f"pool: {type(error).__name__}".replace(" ", "_")] += 1
-                return
+            futures = graphs.submit(pool, scenario.jobs)
             for future in futures.values():
                 future.exception()
             checks.check_jobs(futures, scenario.jobs, checks.Notes.read(notes), scenario.judged)
@@ -297,13 +296,7 @@ class Program:
             rules["cancel"] = fp.CancellationToken.with_timeout(scenario.chance.uniform(0.01, 0.3))
         if scenario.is_late:
             rules["timeout"] = scenario.chance.uniform(0.05, 0.3)
-        try:
-            first = self._one_run(scenario, wf, rules, judged, notes)
-        except BROKEN as error:
-            if not scenario.breaks:
-                raise
-            self.counts[f"run: {type(error).__name__}".replace(" ", "_")] += 1
-            return
+        first = self._one_run(scenario, wf, rules, judged, notes)
         self._check_cached(first, known, scenario)
         if scenario.is_kept:
             with fp.Store.open(store) as opened:
@@ -311,24 +304,26 @@ class Program:
             assert last == first.status, f"the store tells of a run that is {last}, not {first.status}"
             assert set(before) <= {"interrupted", "completed"}, f"runs of interrupted programs are {before}"
         if scenario.is_kept and not scenario.end:
-            known = checks.must_be_cached(checks.kept_by(first), scenario.nodes)
-            os.environ[graphs.MENDED] = "1"
-            tell("mended", scenario.seed)
-            rules = {"store": store, "resume": True, "outputs": "all", **{k: rules[k] for k in ("schedule", "seed")}}
-            mended = checks.Rules(
-                is_disturbed=bool(scenario.blows),
-                halts=bool(scenario.blows),
-                others=judged.others,
-                is_mended=True,
-                is_resumed=True,
-            )
-            try:
-                second = self._one_run(scenario, wf, rules, mended)
-            finally:
-                del os.environ[graphs.MENDED]
-            self._check_cached(second, known, scenario)
-            self.counts["resumed"] += 1
-        shutil.rmtree(f"{store}.values", ignore_errors=True)
+            self._run_mended(scenario, wf, store, checks.must_be_cached(checks.kept_by(first), scenario.nodes))
+
+    def _run_mended(self, scenario: Scenario, wf: fp.Workflow, store: Path, known: set[str]) -> None:
+        """Go on with a store once tasks meet no faults any more."""
+        tell("mended", scenario.seed)
+        rules = {name: scenario.rules[name] for name in ("schedule", "seed")}
+        judged = checks.Rules(
+            is_disturbed=bool(scenario.blows),
+            halts=bool(scenario.blows),
+            others=scenario.judged.others,
+            is_mended=True,
+            is_resumed=True,
+        )
+        os.environ[graphs.MENDED] = "1"
+        try:
+            result = self._one_run(scenario, wf, {**rules, "store": store, "resume": True, "outputs": "all"}, judged)
+        finally:
+            del os.environ[graphs.MENDED]
+        self._check_cached(result, known, scenario)
+        self.counts["resumed"] += 1
 
     def _check_cached(self, result: Any, known: set[str], scenario: Scenario) -> None:
         wrong = {name for name in known if result.record(name).status != "cached"}
@@ -396,9 +391,11 @@ def left_in(folder: Path, kept: str = "pymp-") -> Iterator[str]:
 
 
 def _links() -> Iterator[str]:
+    """Yield what this process has open; of pipes and sockets only that, as one may take the place of another."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with contextlib.suppress(OSError):
-            yield f"{name} {os.readlink(f'/proc/self/fd/{name}')}"  # noqa: PTH115
+            path = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+            yield path if path.startswith("/") else path.partition(":")[0]
 
 
 def _more(these: Sequence[Any], those: Sequence[Any]) -> list[Any]:
