@@ -520,7 +520,8 @@ class Conductor:
             )
 
     def _run_program(self, scenarios: Sequence[Scenario]) -> None:
-        """Run seeds in one program."""
+        """Run seeds in one program; those of its pool last, whose thread may replace a worker at any time."""
+        scenarios = sorted(scenarios, key=lambda scenario: scenario.engine == "warm pool")
         by_seed = {scenario.seed: scenario for scenario in scenarios}
         current: Scenario | None = None
         with self._folder(scenarios[0].place) as folder:
