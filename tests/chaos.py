@@ -232,7 +232,7 @@ class Conductor:
         assert program.returncode in (0, -number, 128 + number), f"exit code {program.returncode}"
         wait_for_end(_processes_of(folder))
         if scenario.end == "interrupt":  # only while a run goes does a SIGTERM do the same
-            left = list(left_in(folder, "nothing"))
+            left = list(left_in(folder))
             assert not left, f"an interrupted program left {left}"
 
     def _fail(self, error: Exception, scenario: Scenario, folder: Path, seeds: Sequence[int]) -> None:

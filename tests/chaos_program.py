@@ -175,17 +175,17 @@ class Program:
     def _run_mended(self, scenario: Scenario, wf: fp.Workflow, store: Path, known: set[str]) -> None:
         """Go on with a store once tasks meet no faults any more."""
         tell("mended", scenario.seed)
-        rules = {name: scenario.rules[name] for name in ("schedule", "seed")}
+        rules = {"store": store, "resume": True, "outputs": "all", "fail_fast": False}
+        rules |= {name: scenario.rules[name] for name in ("schedule", "seed")}
         judged = checks.Rules(
             is_disturbed=bool(scenario.blows),
-            halts=bool(scenario.blows),
             others=scenario.judged.others,
             is_mended=True,
             is_resumed=True,
         )
         os.environ[graphs.MENDED] = "1"
         try:
-            result = self._one_run(scenario, wf, {**rules, "store": store, "resume": True, "outputs": "all"}, judged)
+            result = self._one_run(scenario, wf, rules, judged)
         finally:
             del os.environ[graphs.MENDED]
         self._check_cached(result, known, scenario)
@@ -250,10 +250,10 @@ def stored_tasks(store: Path) -> set[str]:
         return set()
 
 
-def left_in(folder: Path, kept: str = "pymp-") -> Iterator[str]:
-    """Yield what is in the folders of a program, but for the one that multiprocessing has until its process ends."""
+def left_in(folder: Path) -> Iterator[str]:
+    """Yield what is in the folders of a program, but for that of multiprocessing, whose end an interrupt may hit."""
     for name in ("memory", "tmp"):
-        yield from (f"{name}/{path.name}" for path in (folder / name).iterdir() if not path.name.startswith(kept))
+        yield from (f"{name}/{path.name}" for path in (folder / name).iterdir() if not path.name.startswith("pymp-"))
 
 
 def _links() -> Iterator[str]:
