@@ -175,7 +175,7 @@ class Program:
     def _run_mended(self, scenario: Scenario, wf: fp.Workflow, store: Path, known: set[str]) -> None:
         """Go on with a store once tasks meet no faults any more."""
         tell("mended", scenario.seed)
-        rules = {"store": store, "resume": True, "outputs": "all", "fail_fast": False}
+        rules = {"store": store, "resume": True, "outputs": "all", "fail_fast": False, "rollback": "none"}
         rules |= {name: scenario.rules[name] for name in ("schedule", "seed")}
         judged = checks.Rules(
             is_disturbed=bool(scenario.blows),
