@@ -105,7 +105,7 @@ class Program:
         for child in me.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = " ".join(child.cmdline())
-                keeps = "multiprocessing.forkserver" in line or "multiprocessing.resource_tracker" in line
+                keeps = "fork_server import main" in line or "multiprocessing.resource_tracker" in line
                 if not (keeps and child.ppid() == me.pid) and child.status() != psutil.STATUS_ZOMBIE:
                     found.append(child)
         return found

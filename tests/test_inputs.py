@@ -28,7 +28,7 @@ def test_it_is_a_path():
 
 @pytest.mark.parametrize("path", [None, 3, ["a"]])
 def test_what_is_no_path_is_refused(path):
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"is no path\. Give that of a file"):
         fp.File(path)
 
 

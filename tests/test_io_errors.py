@@ -77,7 +77,7 @@ def is_as_it_is(error, number, what):
 
 def test_an_argument_that_cannot_be_read(fault, rules):
     wf = fp.Workflow()
-    wf.add(fp.task(id).options(name="first"), 1, Refusing(fault))
+    wf.add(fp.task(print).options(name="first"), 1, Refusing(fault))
     with pytest.raises(OSError, match="of-the-value") as caught:
         wf.run(**rules)
     assert is_as_it_is(caught.value, fault, "args[1] of task 'first', a Refusing")

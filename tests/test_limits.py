@@ -586,7 +586,10 @@ def test_a_worker_that_cannot_be_started_again_is_told_of_as_the_program_ends(mo
         backend.kill(0)
         notices = []
         with pytest.warns(RuntimeWarning, match=r"Tasks run on 1 of 2 workers.* This program ends"):
-            wait_until(lambda: notices.extend(backend.wait(0.1)) or not backend._n_starting, "one to be done without")
+            wait_until(
+                lambda: notices.extend(backend.wait(0.1)) or (notices and not backend._n_starting),
+                "one to be done without",
+            )
         assert [type(notice).__name__ for notice in notices] == ["Lost"]
         backend.kill(1)
         with pytest.raises(fp.WorkerStartFailed, match="This program ends"):

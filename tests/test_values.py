@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, is_gone, own_arenas, wait_until
+from conftest import PATIENCE, own_arenas, wait_until
 
 import forgepar as fp
 from forgepar.events import WorkflowValueSpilled
@@ -259,22 +259,15 @@ def program(tmp_path):
     return path
 
 
-def left_behind() -> set[str]:
-    """Arenas of anybody, and semaphores."""
-    marks = (f"forgepar-{os.getuid()}-", "sem.")
+def left_by(pids) -> list[str]:
+    """Arenas of some processes."""
     roots = [root for root in (Path("/dev/shm"), Path(folders.tempfile.gettempdir())) if root.is_dir()]
-    found = [entry for root in roots for entry in root.iterdir() if entry.name.startswith(marks)]
-    return {str(entry) for entry in found if not is_anothers(entry.name)}
-
-
-def is_anothers(name: str) -> bool:
-    """Tell whether an arena is of a program that runs, as of tests beside these."""
-    owner = name.split("-")[2] if name.startswith("forgepar-") else ""
-    return owner.isdecimal() and not is_gone(int(owner))
+    marks = tuple(f"forgepar-{os.getuid()}-{pid}-" for pid in pids)
+    return [entry.name for root in roots for entry in root.iterdir() if entry.name.startswith(marks)]
 
 
 def run_and_kill(program, seed):
-    """Run the program and kill it at a random moment after it began."""
+    """Run the program and kill it at a random moment after it began; return its number."""
     with subprocess.Popen(
         [sys.executable, str(program), "parent", "1000"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as running:
@@ -286,25 +279,25 @@ def run_and_kill(program, seed):
             running.send_signal(signal.SIGKILL)
             running.stdout.read()  # workers have it too: at its end they are gone
     assert running.returncode == -signal.SIGKILL
+    return running.pid
 
 
 def check_a_run(program, kind):
-    done = subprocess.run(
-        [sys.executable, str(program), kind, "2"], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    """Run the program to its end; return its number."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, str(program), kind, "2"], stdout=pipe, stderr=pipe, text=True) as running:
+        told, errors = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, errors) == (0, "")
     n_good = 1 if kind == "worker" else 2
-    assert done.stdout.split()[1:] == [str(2_000_000 * 28)] * n_good
+    assert told.split()[1:] == [str(2_000_000 * 28)] * n_good
+    return running.pid
 
 
 @pytest.mark.parametrize("n_runs", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_runs_leave_nothing_once_another_has_run(program, n_runs):
-    before = left_behind()
+    pids = []
     for number in range(n_runs):
         kind = ("parent", "none", "worker", "none", "none")[number % 5]
-        if kind == "parent":
-            run_and_kill(program, number)
-        else:
-            check_a_run(program, kind)
-    check_a_run(program, "none")
-    wait_until(lambda: left_behind() <= before, "everything to be swept")
+        pids.append(run_and_kill(program, number) if kind == "parent" else check_a_run(program, kind))
+    pids.append(check_a_run(program, "none"))
+    wait_until(lambda: not left_by(pids), "everything to be swept")
