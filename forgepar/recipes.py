@@ -28,6 +28,7 @@ from forgepar.values.modulestate import Part as ModulePart
 from forgepar.values.segment import Part, Segment
 
 _MOST_REMEMBERED = 512  # callables that are pickled by value, to find equal ones again
+_MOST_BYTES = 16 << 20  # of these, as they were pickled; what they close over takes as much again
 _NO_OPTIONS = Options()
 
 
@@ -53,6 +54,7 @@ class Recipes:
         self._by_name: dict[int, tuple[weakref.ref[Any], Called]] = {}
         self.look = Lookout().look
         self._by_pickle: OrderedDict[tuple[bytes, Options, tuple[int, ...]], Called] = OrderedDict()
+        self._n_bytes = 0  # of the pickles there
         self._modules = ModuleState(looks_into_large=False)  # it looks at each submission
 
     def job(
@@ -180,8 +182,12 @@ class Recipes:
             found = self._by_pickle.get(key)
             if found is None:
                 found = self._by_pickle[key] = Called(next(self._numbers), fn, pickled, options, state)
-                if len(self._by_pickle) > _MOST_REMEMBERED:
-                    self._by_pickle.popitem(last=False)
+                self._n_bytes += len(pickled)
+                while len(self._by_pickle) > 1 and (
+                    len(self._by_pickle) > _MOST_REMEMBERED or self._n_bytes > _MOST_BYTES
+                ):
+                    (oldest, _, _), _ = self._by_pickle.popitem(last=False)
+                    self._n_bytes -= len(oldest)
             else:
                 self._by_pickle.move_to_end(key)
         return found

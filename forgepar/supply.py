@@ -27,6 +27,7 @@ from forgepar.values.segment import Segment
 IN_FLIGHT = 2  # batches a slot: the second hides the round trip of the first
 _SHORT_SECONDS = 0.1  # behind it a second batch waits; what stalls there goes to a slot that idles (claims.py)
 _MOST_CALLABLES = 4096  # a worker holds, each layout and surroundings counted, before it is told to forget all
+_MOST_BYTES = 32 << 20  # of callables, as they are pickled, that a worker has at once
 _MOST_KINDS = 4096  # of callables with a duration, before all are forgotten and measured anew
 _NO_KEY = object()
 
@@ -73,6 +74,7 @@ class Supply:
         self._batches = itertools.count(1)
         self._run = 0
         self._sent: set[int] = set()
+        self._n_sent_bytes = 0
         self._facts = RunFacts(os.urandom(8).hex(), "executor", 0, math.inf)
         self._is_parked = False
 
@@ -231,11 +233,15 @@ class Supply:
         return encode(source.result(), self._arena) if wire is GONE else wire
 
     def _count_callable(self, recipe: Recipe) -> None:
-        """Have workers forget all callables now and then: they may have got thousands that are never called again."""
+        """Have workers forget all callables now and then: they may have got many that are never called again."""
+        if recipe.number in self._sent:
+            return
         self._sent.add(recipe.number)
-        if len(self._sent) > _MOST_CALLABLES:
+        self._n_sent_bytes += len(recipe.called.pickled)
+        if len(self._sent) > _MOST_CALLABLES or self._n_sent_bytes > _MOST_BYTES:
             self._run += 1
             self._sent = {recipe.number}
+            self._n_sent_bytes = len(recipe.called.pickled)
             for held in self._held:
                 held.forget_run()
 
