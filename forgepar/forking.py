@@ -12,6 +12,7 @@ copies of all descriptors, so what the kernel drops with the parent would live o
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,22 @@ def free_all_locks() -> None:
     """Free all locks of `fork_safe`, in a child that does not go on with what its parent was doing."""
     for lock in list(_locks):
         lock._at_fork_reinit()  # the standard library uses this name for the same purpose in all versions
+
+
+def import_anew() -> None:
+    """In a forked child, have modules imported anew that other threads of the parent were importing.
+
+    Each is locked by its thread, which the child does not have, and is there in part only: an import of it would wait
+    for ever. Python frees the lock of the import system itself alone.
+    """
+    here, modules = threading.get_ident(), sys.modules
+    locks: dict[str, Any] = getattr(modules["_frozen_importlib"], "_module_locks", {})
+    for name, refer in list(locks.items()):
+        owner = getattr(refer(), "owner", None)
+        if owner not in (None, here):
+            locks.pop(name, None)
+            if getattr(getattr(modules.get(name), "__spec__", None), "_initializing", False):
+                del modules[name]
 
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()

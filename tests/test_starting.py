@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -459,3 +460,32 @@ def test_a_daemonic_process_may_have_workers(own):
     assert queue.get() == 4
     process.join(PATIENCE)
     assert process.exitcode == 0
+
+
+def test_a_worker_is_forked_while_another_thread_imports_what_it_needs(tmp_path, monkeypatch):
+    """The thread holds the module's lock, and the child, which has no such thread, a copy of that."""
+    begun, pipe = str(tmp_path / "begun"), str(tmp_path / "pipe")
+    (tmp_path / "amid_import.py").write_text(
+        "import os, pathlib\nVALUE = 'half'\n"
+        f"if os.getpid() == {os.getpid()}:\n"
+        f"    pathlib.Path({begun!r}).touch()\n"
+        f"    pathlib.Path({pipe!r}).read_text()\n"
+        "VALUE = 'whole'\n"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.syspath_prepend(tmp_path)
+    importing = threading.Thread(target=importlib.import_module, args=["amid_import"])
+    importing.start()
+    try:
+        wait_until((tmp_path / "begun").exists, "the import to begin")
+
+        def value():
+            return importlib.import_module("amid_import").VALUE
+
+        wf = fp.Workflow()
+        handle = wf.add(value)
+        assert wf.run(workers=1, start_method="fork", timeout=PATIENCE)[handle] == "whole"
+    finally:
+        (tmp_path / "pipe").write_text("")
+        importing.join()
+        sys.modules.pop("amid_import", None)

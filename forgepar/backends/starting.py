@@ -57,7 +57,7 @@ from forgepar.backends import limits, orphans
 from forgepar.backends.addresses import ShortSocket
 from forgepar.backends.fork_server import Instead, with_names
 from forgepar.backends.lone_locks import LoneLock
-from forgepar.forking import SENTINEL, free_all_locks, hold_alone, in_child
+from forgepar.forking import SENTINEL, free_all_locks, hold_alone, import_anew, in_child
 
 # Loaded by the fork server, so that no worker has to: what runs in each, and what the executor's part in it needs.
 _PRELOADED = ["forgepar.backends.worker", "concurrent.futures.process"]
@@ -459,6 +459,7 @@ class _ForkProcess(_Started, contexts.ForkProcess):
     @staticmethod
     def _after_fork() -> None:
         free_all_locks()
+        import_anew()
         # Else the parent would not see this process end while a child of it lives.
         hold_alone(_descriptors.first_pipe[1])
         BaseProcess._after_fork()  # type: ignore[attr-defined]
