@@ -231,8 +231,8 @@ class _Loading:
             self.sources.append(value)
             return REFERENCE
         n_before = len(self.sources)
-        lifted = lift(value, self._take)
         try:
+            lifted = lift(value, self._take)
             wire = self._recipes.encode(lifted, self._where, self.found)
         except Exception as error:
             name = f"args[{position}]" if isinstance(position, int) else f"kwargs[{position!r}]"

@@ -187,9 +187,12 @@ class Workflow:
             return self.add(fn, *args, **kwargs)
         constants: list[Any] = []
         references: list[int] = []
-        kinds = [self._place(value, constants, references) for value in args]
         keywords = tuple(kwargs)
-        kinds += [self._place(value, constants, references) for value in kwargs.values()]
+        try:
+            kinds = [self._place(value, constants, references) for value in args]
+            kinds += [self._place(value, constants, references) for value in kwargs.values()]
+        except RecursionError:
+            raise _too_deep(fn) from None
         key = (spec, tuple(kinds), keywords)
         template = self._template_index.get(key)
         if template is None:
@@ -261,7 +264,10 @@ class Workflow:
         if all(map(_is_even, columns)):
             self._map_even(spec, columns, n_tasks, constants)
         else:
-            self._map_uneven(spec, columns, constants)
+            try:
+                self._map_uneven(spec, columns, constants)
+            except RecursionError:
+                raise _too_deep(fn) from None
         for index in range(first, first + n_tasks) if options.after else ():
             self._wait_for(index, options.after)
         start = self._counters.get(base, 0)
@@ -724,6 +730,13 @@ _NO_OPTIONS = Options()
 _ITEMS = "iterable, one item a task; what is the same for all goes by keyword (its parameter's name, and =)"
 _IN_ONE = "Declare both tasks in one workflow, or include one in the other."
 _PREPARED = -1  # in place of a spec's number: something else is to be called; see `unfold`
+
+
+def _too_deep(fn: Callable[..., Any]) -> WorkflowError:
+    return WorkflowError(
+        f"an argument of task {base_name(fn)!r} is nested too deeply to be searched for handles and pickled. Give it "
+        "flatter, or have the task make it."
+    )
 
 
 def _is_even(column: Sequence[Any]) -> bool:

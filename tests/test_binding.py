@@ -180,3 +180,22 @@ def test_a_constant_in_the_place_of_items_is_told_to_go_by_keyword():
         fp.WorkflowError, match=r"iterables\[1\] of map\(\) must be iterable.* goes by keyword .*got 10"
     ):
         wf.map(some, [1, 2], 10)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_is_nested_too_deeply_is_told_with_its_task():
+    wf = fp.Workflow()
+    for declare in (lambda: wf.add(one, nested(10_000)), lambda: wf.map(one, [1, nested(10_000)])):
+        with pytest.raises(fp.WorkflowError, match="an argument of task 'one' is nested too deeply"):
+            declare()
+    with fp.ForgeExecutor(1, start_method="fork") as executor:
+        error = executor.submit(one, nested(10_000)).exception()
+        assert isinstance(error, RecursionError)
+        assert "args[0] is a list that cannot be pickled" in str(error.__notes__)
+        assert executor.submit(one, 2).result() == 2
