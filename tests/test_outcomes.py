@@ -79,7 +79,7 @@ def test_records_and_events_tell_of_all_that_ran_again(tmp_path, start_method):
 
 def test_what_had_ended_unreported_runs_again_as_another_attempt(tmp_path, silent):
     log = tmp_path / "log"
-    result = steps(log, N // 3).run(**silent, outputs="all")
+    result = steps(log, N // 2).run(**silent, outputs="all")
     check_result(result, begun(log))
     again = [record for record in result.records if record.attempt > 1]
     assert len(again) == 3
