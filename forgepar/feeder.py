@@ -42,7 +42,7 @@ from forgepar.roll import Roll
 from forgepar.supply import JobFlight, Supply
 from forgepar.values.arena import Arena
 from forgepar.values.codec import is_segment
-from forgepar.values.segment import Segment
+from forgepar.values.segment import Segment, names_of
 from forgepar.watch import Sentence
 
 _MOST_NUMBER = 1 << 31  # a message holds numbers of tasks as int32
@@ -71,6 +71,7 @@ class Feeder:
         self._called_off: deque[Job] = deque()
         self._condemned: deque[Job] = deque()
         self._freed: deque[tuple[Segment, bool]] = deque()
+        self._results: dict[str, Segment] = {}  # those in segments that workers made, by the segment's name
         self._is_asleep = self._is_closing = self._is_over = False
         self._cancels = self._kills = False
         self.owner = 0
@@ -155,6 +156,10 @@ class Feeder:
         """Note that a job is to be ended."""
         self._condemned.append(job)
         self._nudge()
+
+    def made(self, segment: Segment) -> None:
+        """Note that a segment that a worker made holds a result."""
+        self._results[str(segment[0])] = segment
 
     def release(self, segment: Segment, *, keep: bool) -> None:
         """Free a segment soon."""
@@ -281,6 +286,7 @@ class Feeder:
             self._condemn()
         while self._freed:
             segment, keep = self._freed.popleft()
+            self._results.pop(str(segment[0]), None)
             self._arena.free(segment, keep=keep)
             self._supply.freed(segment)
 
@@ -388,6 +394,9 @@ class Feeder:
                     first += 1
             self._put_back(flight, first, flight.n_own)
         self._claims.lift(slot)
+        # What it had begun to write, and told nobody of, is nobody's.
+        named = (names_of(segment) for segment in self._results.values())
+        self._arena.free_strays(lost.pid, frozenset(name for names in named for name in names))
         if blamed is not None:
             self._blame(blamed, lost, sentence)
         self._pids[slot] = self._peaks[slot] = 0

@@ -46,6 +46,9 @@ class Owner(Protocol):
     def condemned(self, job: Job) -> None:
         """Note that a job is to be ended; from any thread."""
 
+    def made(self, segment: Segment) -> None:
+        """Note that a segment that a worker made holds a result; from the thread that hears of it."""
+
     def release(self, segment: Segment, *, keep: bool) -> None:
         """Free a segment, soon; from any thread, and amid anything."""
 
@@ -168,6 +171,7 @@ class JobFuture(Future[Any]):
                 self.set_exception(error)
                 return
             self._stored = Stored(self.owner, wire, keep=False)
+            self.owner.made(wire)
         else:
             self._parts = wire
         self.set_result(_SEALED)

@@ -109,6 +109,11 @@ class ForgeExecutor(Executor):
         weakref.finalize(self, self._feeder.close).atexit = False
 
     @property
+    def _max_workers(self) -> int:
+        """The same as ``workers``: libraries read it of the standard library's executors by this name."""
+        return self.workers
+
+    @property
     def workers(self) -> int:
         """How many workers there are at most."""
         return self._feeder.backend.n_slots

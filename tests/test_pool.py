@@ -771,3 +771,54 @@ def test_an_executor_in_a_job(executor):
             return inner.submit(os.getpid).result() != os.getpid()
 
     assert executor.submit(nested).result(timeout=PATIENCE)
+
+
+def bytes_in_arenas():
+    return sum(path.stat().st_size for arena in own_arenas() for path in arena.rglob("*") if path.is_file())
+
+
+def fill_and_die(n):
+    fp.empty(n)[:] = 1.0
+    os._exit(3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_dead_worker_had_begun_to_write_is_freed_and_what_it_had_made_is_not(method):
+    with fp.ForgeExecutor(1, start_method=method) as executor:
+        made = [executor.submit(np.full, 100_000, number) for number in range(3)]
+        concurrent.futures.wait(made)
+        before = bytes_in_arenas()
+        for _ in range(2):
+            assert isinstance(executor.submit(fill_and_die, 1_000_000).exception(), fp.WorkerDied)
+        assert bytes_in_arenas() - before < 1_000_000
+        sums = [executor.submit(np.sum, future) for future in made]
+        assert [future.result() for future in sums] == [0, 100_000, 200_000]
+        assert [int(future.result()[-1]) for future in made] == [0, 1, 2]
+
+
+def test_large_callables_are_not_kept_for_ever():
+    """Neither here nor in the worker, whose memory tells."""
+
+    def closure(number):
+        large = np.full(1 << 17, number)
+        return lambda: (int(large[0]), psutil.Process().memory_info().rss)
+
+    with fp.ForgeExecutor(1, start_method="fork") as executor:
+        kept = []
+        peaks = []
+        for number in range(150):
+            call = closure(number)
+            kept.append(weakref.ref(call))
+            value, rss = executor.submit(call).result()
+            assert value == number
+            peaks.append(rss)
+        del call
+        gc.collect()
+        assert sum(ref() is not None for ref in kept) <= 1
+        assert sum(len(pickled) for pickled, *_ in executor._recipes._by_pickle) <= recipes._MOST_BYTES
+    assert max(peaks) - peaks[10] < 100 << 20
+
+
+def test_other_libraries_read_how_many_workers_there_are():
+    with fp.ForgeExecutor(2) as executor:
+        assert executor._max_workers == 2
