@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import subprocess
@@ -29,6 +30,35 @@ wf.map(pause, range(30))
 result = wf.run(workers=1, start_method="fork", progress=True)
 result.ok
 """
+SPOILT = """
+import io, os, warnings
+from contextlib import redirect_stdout
+
+class Refusing(io.StringIO):
+    def write(self, text):
+        raise RuntimeError(text)
+
+def speak(x):
+    print("done \\u2713", x)
+    return x
+
+reader, writer = os.pipe()
+os.close(reader)
+closed = io.StringIO()
+closed.close()
+streams = {
+    "closed": closed, "none": None, "ascii": io.TextIOWrapper(io.BytesIO(), "ascii", line_buffering=True),
+    "full": open("/dev/full", "w", buffering=1), "gone": os.fdopen(writer, "w", buffering=1), "raising": Refusing(),
+}
+found = {}
+for name, stream in streams.items():
+    wf = fp.Workflow(name)
+    values = wf.map(speak, range(5))
+    with warnings.catch_warnings(), redirect_stdout(stream):
+        warnings.simplefilter("ignore")
+        found[name] = wf.run(workers=1, start_method="fork", progress=False)[values]
+found
+"""
 PROGRAM = """
 import json, sys
 import nbformat
@@ -41,20 +71,21 @@ class Watching(NotebookClient):
             self.updates.append((message["msg_type"], message["content"]["data"]))
         return super().process_message(message, cell, index)
 
-book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(sys.stdin.read())])
+book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in json.load(sys.stdin)])
 client = Watching(book, timeout=60, kernel_name="python3")
 client.execute()
-print(json.dumps({"updates": client.updates, "outputs": book.cells[0].outputs}))
+print(json.dumps({"updates": client.updates, "outputs": book.cells[0].outputs, "last": book.cells[1].outputs[-1]}))
 """
 
 
 @pytest.fixture(scope="module")
 def executed():
-    """What a notebook of one cell shows at the end, and what it was told on the way."""
+    """What a notebook shows at the end, and what it was told on the way."""
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name, reason=f"{name}, of the extra test, runs notebooks")
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(command, input=CELL, capture_output=True, text=True, timeout=90, check=False)
+    cells = json.dumps([CELL, SPOILT])
+    done = subprocess.run(command, input=cells, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -84,6 +115,12 @@ def test_a_failure_stands_above_and_stays(executed):
 def test_what_tasks_print_is_an_output_of_its_own(executed):
     printed = "".join(output["text"] for output in executed["outputs"] if output["output_type"] == "stream")
     assert printed.splitlines() == [f"task {x}" for x in range(30)]
+
+
+@pytest.mark.parametrize("condition", ["closed", "none", "ascii", "full", "gone", "raising"])
+def test_a_run_has_its_values_where_nothing_can_be_printed(executed, condition):
+    found = ast.literal_eval(executed["last"]["data"]["text/plain"])
+    assert found[condition] == list(range(5))
 
 
 def test_a_plain_python_is_no_notebook():
