@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import traceback
 from array import array
 from typing import Any
@@ -472,3 +473,10 @@ def test_a_failures_traceback_is_as_python_prints_it(worker):
     except LookupError as error:
         printed = traceback.format_exception(error.with_traceback(error.__traceback__.tb_next))
     assert failing(worker, raise_it).traceback == "".join(printed)
+
+
+def test_nothing_is_said_to_run_on_while_the_last_reply_is_under_way(worker, board):
+    """Its receiver may be far away, and goes by the board in judging whether the last task takes too long."""
+    (reply,) = worker.run(batch_of(abs))
+    assert reply.ended
+    assert board.floats(worker.slot)[STARTED] > time.perf_counter()

@@ -335,6 +335,7 @@ class Worker:
                 first += len(values)
                 now = clock()  # the reply's own time is nobody's work
                 marks, values, due = array("d", (now,)), [], now + step
+        times[STARTED] = clock() + PREPARE_SECONDS  # the reply may be under way for longer than a timeout
         self._arena.take_back()
         self._end_batch()
         yield self._reply(batch, first, values, marks, failure, ended=True)
