@@ -103,6 +103,9 @@ def _own_folder(root: Path, made: list[Path]) -> Path:
                 return folder
         except FileNotFoundError:
             continue
+        except OSError:  # the arena may be made elsewhere
+            _remove(folder)
+            raise
     raise FileNotFoundError(
         errno.ENOENT, "Folders made there are removed at once. Set TMPDIR to another folder", str(root)
     )
