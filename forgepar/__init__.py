@@ -6,7 +6,9 @@ needs none of them, never loads numpy for them.
 
 from __future__ import annotations
 
+import _thread
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from forgepar.version import __version__ as __version__
@@ -211,9 +213,23 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'forgepar' has no attribute {name!r}")
     home = next((home for home, names in _HOME.items() if name in names), "errors")
-    value = getattr(importlib.import_module(f"forgepar.{home}"), name)
+    with _loading:
+        value = getattr(importlib.import_module(f"forgepar.{home}"), name)
     globals()[name] = value
     return value
+
+
+# One thread at a time: modules of the standard library that import each other, as those of `multiprocessing` do, are
+# seen half made by threads that begin with different ones.
+_loading = _thread.RLock()
+
+
+def _free_in_child() -> None:
+    if not _loading._is_owned():  # type: ignore[attr-defined]  # a thread of the parent may be loading
+        _loading._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_free_in_child)
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +215,18 @@ def test_nothing_heavy_is_imported_before_it_is_used(statement, unwanted):
     code = f"import sys; {statement}; print([name for name in {unwanted} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_names_are_loaded_by_one_thread_at_a_time(monkeypatch):
+    """Threads that begin to load modules of a circle at different ones see them half made."""
+    owned = []
+    real = importlib.import_module
+
+    def watched(name):
+        owned.append(forgepar._loading._is_owned())
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", watched)
+    monkeypatch.delitem(vars(forgepar), "Workflow", raising=False)
+    assert forgepar.Workflow.__name__ == "Workflow"
+    assert owned == [True]
