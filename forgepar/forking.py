@@ -11,6 +11,8 @@ copies of all descriptors, so what the kernel drops with the parent would live o
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import sys
 import threading
@@ -104,16 +106,23 @@ def import_anew() -> None:
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _alone: set[int] = set()
 no_forks = fork_safe(threading.RLock())  # while a thread holds it, forks in other threads wait
-_waited = threading.local()
+
+
+class _Waited(threading.local):
+    """What a thread that forks has to do behind that: to free `no_forks`, or nothing."""
+
+    go_on: Callable[[], object] = int
+
+
+_waited = _Waited()
+# No line of Python, at which an interrupt could come: what hooks raise is dropped, and the lock would stay.
+_go_on = functools.partial(operator.methodcaller("go_on"), _waited)
 
 
 def _wait() -> None:
-    _waited.is_holding = no_forks.acquire(timeout=_WAIT_SECONDS)
-
-
-def _go_on() -> None:
-    if _waited.is_holding:
-        no_forks.release()
+    _waited.go_on = int
+    if no_forks.acquire(timeout=_WAIT_SECONDS):
+        _waited.go_on = no_forks.release
 
 
 def _go_on_in_child() -> None:

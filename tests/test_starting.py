@@ -73,7 +73,7 @@ class TestContexts:
     """The contexts alone, as `ProcessPoolExecutor` uses them."""
 
     def test_they_run_jobs(self, method):
-        with ProcessPoolExecutor(2, mp_context=starting.context(method)) as pool:
+        with ProcessPoolExecutor(1, mp_context=starting.context(method)) as pool:
             assert list(pool.map(abs, [-1, -2, -3])) == [1, 2, 3]
         assert starting.context(method).get_start_method() == method
 
