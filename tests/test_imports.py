@@ -222,11 +222,12 @@ def test_names_are_loaded_by_one_thread_at_a_time(monkeypatch):
     owned = []
     real = importlib.import_module
 
-    def watched(name):
+    def watched(name, package=None):
         owned.append(forgepar._loading._is_owned())
-        return real(name)
+        return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", watched)
     monkeypatch.delitem(vars(forgepar), "Workflow", raising=False)
     assert forgepar.Workflow.__name__ == "Workflow"
-    assert owned == [True]
+    assert owned
+    assert all(owned)
