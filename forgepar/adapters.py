@@ -26,10 +26,14 @@ def as_compensation(undo: Callable[..., Any]) -> Callable[..., Any]:
 
 def refuses_value(undo: Callable[..., Any]) -> bool:
     """Tell whether a function cannot be called as a compensation; one that does not tell what it takes may be."""
-    signature = _signature(undo)
+    return not _can_be_called(undo, _context_place(undo))
+
+
+def _can_be_called(undo: Callable[..., Any], place: inspect.Parameter | None) -> bool:
+    """Tell whether a function itself, not what it wraps, takes a value, and a context at a place if there is one."""
+    signature = _signature(undo, follows=False)
     if signature is None:
-        return False
-    place = _context_place(undo)
+        return True
     try:
         if place is None:
             signature.bind(None)
@@ -38,8 +42,8 @@ def refuses_value(undo: Callable[..., Any]) -> bool:
         else:
             signature.bind(None, **{place.name: None})
     except TypeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def as_handler(catch: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,9 +61,9 @@ def _takes(fn: Callable[..., Any], n_arguments: int) -> bool:
     return len(positional) >= n_arguments or any(p.kind == p.VAR_POSITIONAL for p in parameters)
 
 
-def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
+def _signature(fn: Callable[..., Any], *, follows: bool = True) -> inspect.Signature | None:
     try:
-        return inspect.signature(fn)
+        return inspect.signature(fn, follow_wrapped=follows)
     except (TypeError, ValueError):
         return None
 
@@ -80,7 +84,7 @@ def _context_place(undo: Callable[..., Any]) -> inspect.Parameter | None:
         is_annotated = annotation is TaskContext or (
             isinstance(annotation, str) and annotation.rpartition(".")[2] == TaskContext.__name__
         )
-        if parameter.name == "context" or is_annotated:
+        if (parameter.name == "context" or is_annotated) and _can_be_called(undo, parameter):
             return parameter
     return None
 

@@ -160,7 +160,7 @@ class Options:
     def _check_compensate(self, undo: Any) -> None:
         if not callable(undo):
             raise WorkflowError(f"compensate={undo!r} cannot be called. Give a function of the task's value.")
-        if refuses_value(undo):
+        if refuses_value(undo.fn if isinstance(undo, Task) else undo):
             raise WorkflowError(
                 f"compensate={undo!r} cannot be called with the task's value alone. Give a function of that, such as "
                 "lambda value: ...; of the value and a parameter context=, which gets the TaskContext; or a command "

@@ -289,6 +289,29 @@ def undo_any(*values):
     return len(values)
 
 
+def given_a_database(undo):
+    """Decorate a function: what it takes is not what the function takes that it wraps."""
+
+    @functools.wraps(undo)
+    def wrapper(value):
+        return undo("database", value)
+
+    return wrapper
+
+
+@given_a_database
+def undo_wrapped(database, value, context=None):
+    return database, value, context
+
+
+def passed_on(undo):
+    @functools.wraps(undo)
+    def wrapper(*args, **kwargs):
+        return undo(*args, **kwargs)
+
+    return wrapper
+
+
 @pytest.mark.parametrize(
     ("undo", "given"),
     [
@@ -298,10 +321,16 @@ def undo_any(*values):
         (undo_by_position, "made"),
         (undo_by_keyword, "made"),
         (undo_any, 1),
+        (undo_wrapped, ("database", 1, None)),
+        (fp.task(undo_wrapped), ("database", 1, None)),
+        (passed_on(undo_named), ("own", "made")),
         (functools.partial(undo_named, folder="other"), ("other", "made")),
     ],
 )
 def test_the_context_goes_to_a_parameter_of_that_name_or_annotation_alone(undo, given):
+    fp.task(abs).options(compensate=undo)
+    undo = getattr(undo, "fn", undo)
+
     def undo_it(value):
         raise ValueError(repr(adapters.as_compensation(undo)(value)))
 
