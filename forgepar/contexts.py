@@ -166,7 +166,7 @@ class TaskContext:
 
 
 _current: Current[Callable[[], TaskContext | None]] = Current()
-here = _current.here  # said by whoever runs tasks in a thread of this process: who knows the task at hand
+here = _current.here  # set by a thread while it runs tasks: the function that returns the context of the current one
 
 
 def use(ask: Callable[[], TaskContext | None] | None) -> None:

@@ -16,7 +16,7 @@ class Current(Generic[T]):
     """A value for the tasks of a thread.
 
     A thread that a task has started belongs to nobody by itself. It has the value of the one thread that runs tasks;
-    where several do, it has none, rather than perhaps another task's.
+    where several do, that of the process, if any, rather than perhaps another task's.
 
     Attributes:
         of_process: the value where no thread has one: of a worker, whose tasks run one by one.
@@ -36,14 +36,18 @@ class Current(Generic[T]):
         self._lock = fork_safe(threading.RLock())
         self._running: list[tuple[int, T]] = []
 
-    def get(self) -> T | None:
-        """Return the value for this thread."""
+    def own(self) -> T | None:
+        """Return the value of this thread itself, or of the process."""
         own: T | None = getattr(self._here, "value", None)
-        if own is not None or not self._running:
-            return own if own is not None else self.of_process
-        with self._lock:
-            threads = {thread for thread, _ in self._running}
-            return self._running[-1][1] if len(threads) == 1 else None
+        return own if own is not None else self.of_process
+
+    def get(self) -> T | None:
+        """Return the value for this thread, which a task may have started."""
+        if getattr(self._here, "value", None) is None and self._running:
+            with self._lock:
+                if len({thread for thread, _ in self._running}) == 1:
+                    return self._running[-1][1]
+        return self.own()
 
     @contextmanager
     def here(self, value: T) -> Iterator[None]:

@@ -575,6 +575,26 @@ def test_a_caller_has_one_site_on_a_worker_as_long_as_it_is_in_use(monkeypatch):
     assert [token for _, token in dasksite._sites] == ["another's"]
 
 
+def nest(folder, i):
+    """Run a workflow within one task while another, in a thread beside it, asks who it is."""
+    if i == 0:
+        inner = fp.Workflow()
+        inner.add(wait_for, folder / "asked")
+        (folder / "nested").touch()
+        inner.run(backend="inline")
+        return fp.context().task
+    wait_for(folder / "nested")
+    name = fp.context().task
+    (folder / "asked").touch()
+    return name
+
+
+def test_a_task_that_runs_a_workflow_is_not_taken_for_the_one_beside_it(wf, tmp_path):
+    with cluster(1, 2) as address, fp.WorkflowExecutor(backend=fp.DaskBackend(address)) as executor:
+        handles = wf.map(nest, [tmp_path] * 2, range(2))
+        assert executor.run(wf)[handles] == ["nest-0", "nest-1"]
+
+
 def test_a_batch_answered_before_an_earlier_one_is_not_lost_with_its_future():
     """It is released once it is answered, which Dask tells as its being cancelled."""
     backend = object.__new__(fp.DaskBackend)

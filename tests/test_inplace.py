@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -142,3 +143,12 @@ def test_tasks_hand_it_on_and_the_caller_reads_it(any_backend):
     assert result[summed] == (3.0 * LARGE, False)
     np.testing.assert_array_equal(result[filled], np.full(LARGE, 3.0))
     assert result.record(filled).bytes >= 8 * LARGE
+
+
+def test_a_thread_that_is_no_tasks_does_not_allocate_where_a_task_of_another_does(arena):
+    """What the task has no more use for is allocated again, to the next one."""
+    before = arena.usage().in_use
+    with ThreadPoolExecutor(1) as threads:
+        made = threads.submit(empty, LARGE).result()
+    assert made.shape == (LARGE,)
+    assert arena.usage().in_use == before

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias
 
+from forgepar import contexts
 from forgepar.backends.board import CALLED_OFF, LIMIT, POSITION, STARTED, Board
 from forgepar.backends.daskoutput import Echo, Lines, SpeakersCapture, output
 from forgepar.backends.daskparts import Parts, SiteArena
@@ -194,7 +195,8 @@ class Site:
             if order.batch in self._barred:
                 return Parts({})
             bench.arena.begin(order.batch, inputs)
-            (reply,) = bench.worker.run(bench.unpacked(payload))
+            with contexts.here(bench.context):
+                (reply,) = bench.worker.run(bench.unpacked(payload))
             made = bench.arena.finish()
             if len(made):
                 self._loosen(order.key)

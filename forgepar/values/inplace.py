@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MOST_ITEMS = 1 << 48  # along an axis: above what any machine has memory for
 _current: Current[Arena] = Current()
-here = _current.here  # said by whoever runs tasks in a thread of this process: where `empty` is to allocate in them
+here = _current.here  # set by a thread while it runs tasks: where `empty` allocates in them
 
 
 def use(arena: Arena | None) -> None:
@@ -58,7 +58,7 @@ def empty(shape: int | Sequence[int], dtype: DTypeLike = float) -> NDArray[Any]:
         if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool) or not 0 <= axis <= _MOST_ITEMS:
             raise refusal("shape", f"integers from 0 to {_MOST_ITEMS}", shape)
     n_bytes = int(np.prod(axes, dtype=object)) * kind.itemsize
-    arena = _current.get()
+    arena = _current.own()  # not of another thread: what that has no more use for is allocated again
     if arena is None or n_bytes <= BLOB_LIMIT:
         return np.empty(axes, kind)
     return np.frombuffer(arena.grant(n_bytes), kind).reshape(axes)
