@@ -48,15 +48,6 @@ def refusal(fn: Callable[..., Any], n_positional: int, keywords: Iterable[str]) 
     return None
 
 
-def parameter_name(fn: Callable[..., Any], place: int) -> str:
-    """Return the name of a callable's positional parameter; "" where that is not known."""
-    signature = _signature(fn)
-    if signature is None:
-        return ""
-    names = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names[place] if place < len(names) else ""
-
-
 def _fits(fn: types.FunctionType, n_positional: int, keywords: tuple[str, ...]) -> bool:
     """Tell, in a moment, whether a function surely takes this."""
     code = fn.__code__

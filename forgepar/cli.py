@@ -1,8 +1,8 @@
 """The command line: ``forgepar COMMAND``, as ``forgepar --help`` tells; each command is in a room of `commands`.
 
 Exit codes: 0 done; 1 a task failed, or results cannot be written; 2 bad usage or a bad workflow; 130 interrupted; 141
-whoever read the results, as ``head`` does, went away before the last. Results go to standard output, all else to
-standard error; a traceback is printed only of the user's own code.
+the reader of standard output, such as ``head``, closed it early. Results go to standard output, all else to standard
+error; a traceback is printed only of the user's own code.
 """
 
 from __future__ import annotations

@@ -398,7 +398,7 @@ class DaskBackend:
     def _take_failed(self, future: Any) -> list[Notice]:
         """Have a batch handed out again whose task of Dask's failed or was cancelled: no task of ours raised that.
 
-        A batch that is answered, and waits for an earlier one, was cancelled here: nobody needs its future any more.
+        The future of a batch that is answered, and waits for an earlier one, was released here: that is no failure.
         """
         slot = next((slot for slot in self._slots if slot.waits_for(future)), None)
         if slot is None:

@@ -64,7 +64,6 @@ START_METHODS = ("forkserver", "spawn", "fork")
 _START_ATTEMPTS = 3  # workers of one slot that may end before they join, in a row
 _RETRIES = 10  # of a start that the system did not let be: what ends meanwhile, a worker before it, makes room
 _RETRY_SECONDS = 0.05
-_LONGEST_SECONDS = 1e6  # that a selector is told to wait: it counts milliseconds in 32 bits
 _START_POLL_SECONDS = 0.05  # a worker that ends before it connects is only seen by asking its executor
 _MADE = ("arena", "_listener", "_waker", "_woken", "_selector")  # each time that workers are to be started
 _EXIT_SECONDS = 2.0  # what an idle worker may take to exit when asked to
@@ -274,8 +273,6 @@ class ProcessBackend:
             step = None if deadline is None else max(0.0, deadline - time.perf_counter())
             if starting:
                 step = _START_POLL_SECONDS if step is None else min(step, _START_POLL_SECONDS)
-            elif step is not None:
-                step = min(step, _LONGEST_SECONDS)
             notices: list[Notice] = []
             is_woken = False
             for key, _ in self._selector.select(step):

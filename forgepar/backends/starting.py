@@ -93,7 +93,7 @@ def make_ready(start_method: str) -> None:
 def start_thread(executor: ProcessPoolExecutor) -> None:
     """Start the thread by which an executor hands out its job.
 
-    It would do so in another thread of its own, where nobody hears that no more can be started, and wait for ever.
+    By default another thread of the executor does so: there a failure to start it is lost, and the job waits for ever.
 
     Raises:
         RuntimeError: no thread can be started.

@@ -151,7 +151,7 @@ def run(workflow: Workflow, arguments: argparse.Namespace) -> int:
             _write_report(failure.result, arguments.report)
             _print_failure(failure, with_summary=arguments.summary)
             return TASK_FAILED
-    # Files first: whoever reads what is printed may go away in the middle of it.
+    # Files first: the reader of standard output may close it before the end.
     if arguments.save_durations:
         text = json.dumps(result.durations(), indent=1) + "\n"
         code = tried(lambda: write_pieces(arguments.save_durations, [text]))
