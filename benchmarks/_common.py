@@ -67,6 +67,11 @@ def target(row: Row, name: str, wanted: float, *, at_least: bool = False) -> Row
     return {**row, "target": f"{name} {sign} {wanted:g}", "met": met}
 
 
+def misses(rows: Sequence[Row]) -> bool:
+    """Tell whether a target is missed."""
+    return not all(row.get("met", True) for row in rows)
+
+
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Turn rows into cells, a header first; a column is there if any row has it, what is judged stands last."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -144,14 +149,14 @@ def report(tables: Tables, arguments: argparse.Namespace) -> None:
         arguments.markdown.write_text("\n".join([f"Measured {machine()}.", "", *parts]))
 
 
-def main(title: str, rows: Rows, argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark as a program."""
+def main(title: str, rows: Rows, argv: Sequence[str] | None = None, *, must_meet: bool = False) -> int:
+    """Run one benchmark as a program; the exit code is 1 where it must meet its targets and misses one."""
     arguments = parser(title).parse_args(argv)
     print(machine(), file=sys.stderr)
     found = measure(rows, arguments)
     print(as_text(title, found))
     report([(title, found)], arguments)
-    return 0
+    return int(must_meet and misses(found))
 
 
 def _cell(value: object) -> str:

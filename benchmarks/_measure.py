@@ -116,6 +116,13 @@ def run_python(*arguments: str, environment: Mapping[str, str] | None = None) ->
         RuntimeError: it failed; what it wrote to stderr is shown.
         TimeoutError: it, or a process that it left behind, took longer than `LIMIT_SECONDS`.
     """
+    with started(*arguments, environment=environment) as program:
+        return finished(program, LIMIT_SECONDS)
+
+
+@contextmanager
+def started(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Start Python as `run_python` does; its session ends with the block."""
     command = [sys.executable, *arguments]
     with subprocess.Popen(
         command,
@@ -127,13 +134,20 @@ def run_python(*arguments: str, environment: Mapping[str, str] | None = None) ->
         start_new_session=True,
     ) as program:
         try:
-            out, error = program.communicate(timeout=LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"not done within {LIMIT_SECONDS:.0f} s") from None
+            yield program
         finally:
             _end_session(program)
+
+
+def finished(program: subprocess.Popen[str], limit_seconds: float) -> Any:
+    """Wait for what `started` has started; read its last line as JSON. Raises as `run_python` does."""
+    try:
+        out, error = program.communicate(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"not done within {limit_seconds:.0f} s") from None
     if program.returncode:
-        raise RuntimeError(f"python {' '.join(arguments)} failed with code {program.returncode}:\n{error}")
+        arguments = " ".join(map(str, program.args[1:]))  # type: ignore[index]
+        raise RuntimeError(f"python {arguments} failed with code {program.returncode}:\n{error}")
     return json.loads(out.splitlines()[-1])
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import forgepar as fp
-from forgepar.displays import FailedTask, Look
-from forgepar.report import wording
-from forgepar.report.figures import Meter
+from forgepar.records.display import FailedTask, RunView
+from forgepar.report.progress import wording
+from forgepar.report.progress.figures import RunMeter
 
 COLUMNS = 100
 REPORT_SIZE = (1280, 900)  # pixels
@@ -73,14 +73,14 @@ class Moment:
         self.look_at = math.inf
         self.failures: list[FailedTask] = []
         self.figures: Any = None
-        self._meter = Meter()
+        self._meter = RunMeter()
 
-    def begin(self, look: Callable[[], Look]) -> None:
+    def begin(self, look: Callable[[], RunView]) -> None:
         self._look = look
         self.look_at = 0.0
 
     def beat(self, now: float) -> None:
-        figures = self._meter.of_look(self._look())
+        figures = self._meter.of_view(self._look())
         if self.figures is None or figures.fraction < _MOMENT:
             self.figures = figures
         self.look_at = now + 0.05
@@ -123,7 +123,7 @@ def progress_page(moment: Moment) -> Page:
     from rich.console import Console
     from rich.text import Text
 
-    from forgepar.report.bars import bars
+    from forgepar.report.progress.bars import bars
 
     console = Console(file=io.StringIO(), record=True, width=COLUMNS, highlight=False, force_terminal=True)
     console.print(Text("$ forgepar run pipeline.py:nightly -w 8", "bold"))
@@ -141,7 +141,7 @@ def progress_page(moment: Moment) -> Page:
 
 def report_page(result: fp.RunResult) -> Page:
     """Return the upper part of the run's report."""
-    from forgepar.report.html import report_html
+    from forgepar.report.html.report import report_html
 
     return Page(report_html(result.table()), *REPORT_SIZE)
 

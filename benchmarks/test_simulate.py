@@ -8,7 +8,7 @@ import pytest
 
 import forgepar as fp
 from benchmarks.replay.simulate import barrier_ideal, greedy, layers_of, longest_remaining
-from forgepar.simulate import simulated_seconds
+from forgepar.report.simulate import simulated_seconds
 
 
 def test_a_layer_takes_what_its_fullest_worker_does():

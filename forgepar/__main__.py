@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from forgepar.cli import main
+from forgepar.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,61 +1,68 @@
-"""Every exception that a user of forgepar can meet.
+"""All exceptions of forgepar.
 
     ForgeparError
-    ├── WorkflowError (ValueError)      the workflow is wrong; found before anything ran
+    ├── WorkflowError (ValueError)      the workflow cannot run; raised before anything runs
     │   ├── EmptyWorkflow
-    │   ├── CyclicWorkflow              .cycle: the task names along it
+    │   ├── CyclicWorkflow              the dependencies have a cycle; .cycle: its task names
     │   ├── DuplicateTaskName           .name
-    │   ├── ForeignHandle               a handle of another workflow
-    │   ├── UnknownTask (KeyError)      no task of that name
+    │   ├── ForeignHandle               a handle belongs to another workflow
+    │   ├── UnknownTask (KeyError)      there is no task of that name
     │   ├── UnpicklableCallable         .task
     │   ├── UnpicklableArgument         .task, .position
-    │   └── InsufficientMemory          a task declares more than can be had; .task, .needed, .available
-    ├── TaskError                       one task of a run failed by other means than its own exception
-    │   ├── UnpicklableResult           it returned what cannot travel
-    │   ├── RemoteError                 it raised what cannot travel; .type_name, .text, .bases
-    │   ├── TaskExited                  it called sys.exit or raised no ordinary exception; .code
-    │   ├── WorkerDied                  its process ended under it; .exit_code, .pid, .peak_rss
-    │   ├── TaskTimeout (TimeoutError)  it took longer than its timeout; .seconds
+    │   └── InsufficientMemory          a task declares more than is available; .task, .needed, .available
+    ├── TaskError                       a task failed, but not by its own exception
+    │   ├── UnpicklableResult           its result cannot be pickled
+    │   ├── RemoteError                 its exception cannot be pickled; .type_name, .text, .bases
+    │   ├── TaskExited                  it called sys.exit, or raised a BaseException that is not an Exception; .code
+    │   ├── WorkerDied                  its worker process ended; .exit_code, .pid, .peak_rss
+    │   ├── TaskTimeout (TimeoutError)  it exceeded its timeout; .seconds
     │   ├── CodeMismatch                its worker has other code or globals than the caller; .module, .name
-    │   ├── TaskMemoryExceeded          it had more memory than it declares; .used, .limit
-    │   ├── ToolFailed                  a program that it ran ended badly; .command, .exit_code, .stderr
-    │   └── ToolNotFound (FileNotFoundError)  there is no such program; .program, .searched
-    ├── RunTimeout (TimeoutError)       the run, or a layer of it, took longer than it may; .seconds, .running, .stacks
-    ├── WorkerStartFailed               workers end before they serve, or the system lets this process start none
+    │   ├── TaskMemoryExceeded          it exceeded the memory that it declares; .used, .limit
+    │   ├── ToolFailed                  a program that it ran failed; .command, .exit_code, .stderr
+    │   └── ToolNotFound (FileNotFoundError)  a program does not exist; .program, .searched
+    ├── RunTimeout (TimeoutError)       the run or a layer exceeded its timeout; .seconds, .running, .stacks
+    ├── WorkerStartFailed               workers end while they start, or the system does not let them start
     ├── WorkingFolderGone (FileNotFoundError)  the working directory of the caller was deleted; .folder
-    ├── StoreError                      a run store cannot be used as it is; .path
-    │   ├── StoreBusy                   another program holds it, or another run works on the same workflow
-    │   └── StoreUntrusted              others may write to it, so that its values may be anybody's code
-    ├── ArenaFull (OSError)             a large value finds room neither in shared memory nor on disk
-    ├── NotInTask (RuntimeError)        `context` was called where no task runs
-    ├── WrongProcess (RuntimeError)     an executor was used in a forked child of the process that owns it; .owner
-    ├── ResultReleased (KeyError)       the value was freed, nobody had asked to keep it
+    ├── StoreError                      a run store cannot be used; .path
+    │   ├── StoreBusy                   another program has it open, or another run uses the same workflow in it
+    │   └── StoreUntrusted              other users may write to it, and could have it run their code
+    ├── ArenaFull (OSError)             a large value fits neither in shared memory nor on disk
+    ├── NotInTask (RuntimeError)        `context` was called outside of a task
+    ├── WrongProcess (RuntimeError)     an executor was used in a forked child of its process; .owner
+    ├── ResultReleased (KeyError)       the value was freed, as the run was not asked to keep it
     ├── MissingResult (KeyError)        the task has no value: it failed, was skipped or was cancelled
-    └── WorkflowFailed (ExceptionGroup) a run with failures; .result holds all that was done
+    └── WorkflowFailed (ExceptionGroup) a run with failed tasks; .result: the results so far
 
-    StoreWarning (UserWarning)          what a run store could not do, while the run goes on all the same
+    StoreWarning (UserWarning)          a run store could not do something; the run continues
 
-A task's own exception is none of these: it reaches the caller as it was raised, inside `WorkflowFailed`.
-Each constructor takes the message first and its data as keywords with defaults, so all of them survive pickling.
+A task's own exception reaches the caller as it was raised, in a `WorkflowFailed`.
+Each constructor takes the message, and its data as keywords with defaults, so that all exceptions can be unpickled.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
+from forgepar.version import public
 
+
+@public
 class ForgeparError(Exception):
-    """The root of the tree above."""
+    """Base class of the exceptions of forgepar."""
 
 
+@public
 class ArenaFull(ForgeparError, OSError):
-    """A large value finds room neither in shared memory nor in the temporary folder."""
+    """A large value fits neither in shared memory nor in the temporary folder."""
 
 
+@public
 class StoreError(ForgeparError):
     """A run store cannot be opened, read or written.
 
@@ -68,31 +75,37 @@ class StoreError(ForgeparError):
         self.path = path
 
 
+@public
 class StoreBusy(StoreError):
-    """Another program holds the store's lock, or another run works on the same workflow in it."""
+    """Another program has the store's lock, or another run uses the same workflow in it."""
 
 
+@public
 class StoreUntrusted(StoreError):
-    """Others than its owner may write to a store: its values are pickles, which run code when they are read."""
+    """Other users may write to a store. Its values are pickles, which run code when they are loaded."""
 
 
+@public
 class StoreWarning(UserWarning):
-    """A run store did not keep something, or lost it; the run goes on, and what is lost is computed again."""
+    """A run store lost something or could not store it. The run continues, and a resumed run computes it again."""
 
 
+@public
 class WorkflowError(ForgeparError, ValueError):
-    """The workflow cannot be run as it was declared."""
+    """The workflow cannot run as declared."""
 
 
+@public
 class EmptyWorkflow(WorkflowError):
     """The workflow has no task."""
 
 
+@public
 class CyclicWorkflow(WorkflowError):
-    """Tasks wait for each other in a circle.
+    """The dependencies of the workflow have a cycle.
 
     Attributes:
-        cycle: names of the tasks along it; the last one is what the first one waits for.
+        cycle: names of its tasks; the first task waits for the last one.
     """
 
     def __init__(self, message: str, *, cycle: Sequence[str] = ()) -> None:
@@ -100,6 +113,7 @@ class CyclicWorkflow(WorkflowError):
         self.cycle = list(cycle)
 
 
+@public
 class DuplicateTaskName(WorkflowError):
     """Two tasks have the same name."""
 
@@ -108,10 +122,12 @@ class DuplicateTaskName(WorkflowError):
         self.name = name
 
 
+@public
 class ForeignHandle(WorkflowError):
-    """A handle was used with a workflow, or with the result of one, that did not make it."""
+    """A handle was used with another workflow than its own, or with the result of another."""
 
 
+@public
 class UnknownTask(WorkflowError, KeyError):
     """The workflow has no task of this name."""
 
@@ -119,6 +135,7 @@ class UnknownTask(WorkflowError, KeyError):
         return str(self.args[0])
 
 
+@public
 class UnpicklableCallable(WorkflowError):
     """A task's callable cannot be sent to a worker."""
 
@@ -127,12 +144,13 @@ class UnpicklableCallable(WorkflowError):
         self.task = task
 
 
+@public
 class UnpicklableArgument(WorkflowError):
     """A task's argument cannot be sent to a worker.
 
     Attributes:
         task: the task's name.
-        position: where the argument stands, as ``args[1]`` or ``kwargs['how']``.
+        position: the argument's position in the call, as ``args[1]`` or ``kwargs['how']``.
     """
 
     def __init__(self, message: str, *, task: str = "", position: str = "") -> None:
@@ -141,13 +159,14 @@ class UnpicklableArgument(WorkflowError):
         self.position = position
 
 
+@public
 class InsufficientMemory(WorkflowError):
-    """A task declares more memory than can be had, so could never run.
+    """A task declares more memory than is available, so it could never run.
 
     Attributes:
         task: the task's name.
-        needed: what it declares, bytes.
-        available: what can be had, bytes.
+        needed: the declared memory, bytes.
+        available: the available memory, bytes.
     """
 
     def __init__(self, message: str, *, task: str = "", needed: int = 0, available: int = 0) -> None:
@@ -157,23 +176,26 @@ class InsufficientMemory(WorkflowError):
         self.available = available
 
 
+@public
 class TaskError(ForgeparError):
-    """One task of a run failed, not by an exception of its own."""
+    """A task of a run failed, but not by its own exception."""
 
 
+@public
 class UnpicklableResult(TaskError):
-    """A task returned a value that cannot be sent back."""
+    """A task's return value cannot be sent from its worker."""
 
 
+@public
 class RemoteError(TaskError):
-    """Stands for an exception that could not travel from its worker.
+    """Replaces a task's exception that cannot be sent from its worker.
 
-    ``retry_on`` of a task decides by the classes that the exception itself was an instance of.
+    The option ``retry_on`` is applied to the classes of the original exception.
 
     Attributes:
         type_name: qualified name of the exception's class.
-        text: what the exception said.
-        bases: qualified names of its class and of that class's bases.
+        text: the exception's text.
+        bases: qualified names of its class and that class's bases.
     """
 
     def __init__(self, message: str, *, type_name: str = "", text: str = "", bases: Sequence[str] = ()) -> None:
@@ -183,11 +205,12 @@ class RemoteError(TaskError):
         self.bases = tuple(bases) or ((type_name,) if type_name else ())
 
 
+@public
 class TaskExited(TaskError):
-    """A task tried to end its process by ``sys.exit`` or raised a `BaseException` of another kind.
+    """A task called ``sys.exit`` or raised another `BaseException` that is not an `Exception`.
 
     Attributes:
-        code: what ``sys.exit`` was given, or the exception's text.
+        code: the argument of ``sys.exit``, or the exception's text.
     """
 
     def __init__(self, message: str, *, code: object = None) -> None:
@@ -195,13 +218,14 @@ class TaskExited(TaskError):
         self.code = code
 
 
+@public
 class WorkerDied(TaskError):
-    """The worker process ended while it ran a task.
+    """The worker process ended while it ran the task.
 
     Attributes:
-        exit_code: as `multiprocessing.Process.exitcode` has it (negative: the signal), None if unknown.
-        pid: the process that ended.
-        peak_rss: most memory that it had told of before, bytes; 0 if it had not.
+        exit_code: as `multiprocessing.Process.exitcode`: negative for a signal; None if unknown.
+        pid: the worker process.
+        peak_rss: the most memory that it had reported, bytes; 0 if it had reported none.
     """
 
     def __init__(self, message: str, *, exit_code: int | None = None, pid: int = 0, peak_rss: int = 0) -> None:
@@ -211,8 +235,9 @@ class WorkerDied(TaskError):
         self.peak_rss = peak_rss
 
 
+@public
 class TaskTimeout(TaskError, TimeoutError):
-    """An attempt took longer than the task's timeout, and its worker was ended.
+    """An attempt exceeded the task's timeout, and its worker was killed.
 
     Attributes:
         seconds: the timeout.
@@ -223,12 +248,13 @@ class TaskTimeout(TaskError, TimeoutError):
         self.seconds = seconds
 
 
+@public
 class CodeMismatch(TaskError):
-    """A worker cannot be given the code or the global that the caller has, so the task was not run.
+    """A worker cannot be given the caller's code or global, so the task did not run.
 
     Attributes:
         module: the module's name.
-        name: the name in it, "" for the module as a whole.
+        name: the name in the module, "" for the whole module.
     """
 
     def __init__(self, message: str, *, module: str = "", name: str = "") -> None:
@@ -237,12 +263,13 @@ class CodeMismatch(TaskError):
         self.name = name
 
 
+@public
 class TaskMemoryExceeded(TaskError):
-    """A task, with all that it started, had more memory than it declares, and its worker was ended.
+    """A task and its child processes exceeded the memory that it declares, and its worker was killed.
 
     Attributes:
-        used: what it had, bytes.
-        limit: what it declares, bytes.
+        used: the memory used, bytes.
+        limit: the declared memory, bytes.
     """
 
     def __init__(self, message: str, *, used: int = 0, limit: int = 0) -> None:
@@ -251,13 +278,14 @@ class TaskMemoryExceeded(TaskError):
         self.limit = limit
 
 
+@public
 class ToolFailed(TaskError):
-    """An external program did not end with exit code 0, or could not be started.
+    """An external program ended with another exit code than 0, or could not be started.
 
     Attributes:
         command: the program and its arguments.
-        exit_code: what it ended with (negative: the signal that ended it); None if it could not be started.
-        stderr: what it wrote to its stderr, the last 64 KiB.
+        exit_code: the exit code, negative for the signal that ended it; None if it could not be started.
+        stderr: the last 64 KiB of its stderr.
     """
 
     def __init__(
@@ -269,11 +297,12 @@ class ToolFailed(TaskError):
         self.stderr = stderr
 
 
+@public
 class ToolNotFound(TaskError, FileNotFoundError):
-    """There is no program of this name.
+    """An external program does not exist.
 
     Attributes:
-        program: the name or path; of several, a list of them with commas.
+        program: its name or path; several are separated by commas.
         searched: where it was looked for: the folders of PATH, or the path itself.
     """
 
@@ -283,13 +312,14 @@ class ToolNotFound(TaskError, FileNotFoundError):
         self.searched = searched
 
 
+@public
 class RunTimeout(ForgeparError, TimeoutError):
-    """The run, or one of its layers, took longer than it was given.
+    """The run or one of its layers exceeded its timeout.
 
     Attributes:
-        seconds: what it was given.
-        running: names of the tasks that were running then.
-        stacks: where they were, innermost call first, by name; without those that did not tell.
+        seconds: the timeout.
+        running: names of the tasks that were running.
+        stacks: stack traces of the running tasks by name, innermost call first; tasks that did not report are missing.
     """
 
     def __init__(
@@ -306,15 +336,17 @@ class RunTimeout(ForgeparError, TimeoutError):
         self.stacks = dict(stacks)
 
 
+@public
 class WorkerStartFailed(ForgeparError):
-    """Worker processes end before they can take work, or the system lets this process start none."""
+    """Worker processes end before they are ready, or the system does not let this process start any."""
 
 
+@public
 class WorkingFolderGone(ForgeparError, FileNotFoundError):
-    """The caller's working directory was deleted, so that its tasks cannot run in it.
+    """The caller's working directory was deleted, so tasks cannot run in it.
 
     Attributes:
-        folder: its path, where that is known.
+        folder: its path, if known.
     """
 
     def __init__(self, message: str, *, folder: str = "") -> None:
@@ -322,12 +354,14 @@ class WorkingFolderGone(ForgeparError, FileNotFoundError):
         self.folder = folder
 
 
+@public
 class NotInTask(ForgeparError, RuntimeError):
-    """`context` was called where no task runs."""
+    """`context` was called outside of a task."""
 
 
+@public
 class WrongProcess(ForgeparError, RuntimeError):
-    """An executor was used in a forked child of its process, which has none of its threads and workers.
+    """An executor was used in a forked child of its process, which does not have its threads and workers.
 
     Attributes:
         owner: the pid of the process that started the executor's workers.
@@ -339,21 +373,23 @@ class WrongProcess(ForgeparError, RuntimeError):
 
     @classmethod
     def here(cls, owner: int) -> WrongProcess:
-        """Return what to raise in this process for an executor of another one."""
+        """Return the error for the use of another process's executor in this process."""
         message = (
-            f"This executor belongs to process {owner}, and this is process {os.getpid()}, which was forked from it. "
-            "Make an executor in this process and use that."
+            f"This executor belongs to process {owner}, and this process, {os.getpid()}, was forked from it. "
+            "Create an executor in this process and use that."
         )
         return cls(message, owner=owner)
 
 
+@public
 class ResultReleased(ForgeparError, KeyError):
-    """The value of this task was freed when its last consumer was done."""
+    """The value of the task was freed after its last consumer completed."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
+@public
 class MissingResult(ForgeparError, KeyError):
     """The task has no value, as it did not complete."""
 
@@ -361,18 +397,19 @@ class MissingResult(ForgeparError, KeyError):
         return str(self.args[0])
 
 
+@public
 class WorkflowFailed(ForgeparError, ExceptionGroup[Exception]):
-    """A run in which at least one task failed.
+    """At least one task of a run failed.
 
-    ``exceptions`` holds what the tasks raised, each with a note that names its task.
+    ``exceptions`` has the exceptions of the tasks, each with a note that names its task.
 
     Attributes:
-        result: the `RunResult` with all that was done before the run ended.
+        result: the `RunResult` with the results so far.
     """
 
     result: Any
 
-    def derive(self, excs: Sequence[Exception], /) -> WorkflowFailed:  # type: ignore[override]  # made of Exceptions only
+    def derive(self, excs: Sequence[Exception], /) -> WorkflowFailed:  # type: ignore[override]  # Exceptions only
         """Split for ``except*``, keeping the result."""
         part = WorkflowFailed(self.message, excs)
         part.result = getattr(self, "result", None)
@@ -380,17 +417,17 @@ class WorkflowFailed(ForgeparError, ExceptionGroup[Exception]):
 
 
 def text_of(value: object) -> str:
-    """Return ``str(value)``; where that raises, as it may for a user's exception, a text that says so."""
+    """Return ``str(value)``, or a replacement if that raises, as it may for a user's exception."""
     try:
-        return str.__str__(str(value))  # of exactly str: a subclass of it may not travel
+        return str.__str__(str(value))  # exactly a str, as a subclass may not be picklable
     except BaseException:
-        return "(its text cannot be had: its __str__ raises)"
+        return "(no text: its __str__ raises)"
 
 
 def is_system_error(error: BaseException) -> bool:
-    """Tell whether an error is about the machine (a full disk, a missing folder, memory), not about a value at hand.
+    """Return whether an error is about the machine (a full disk, a missing folder, memory) rather than a value.
 
-    Pickling a value that refuses to be pickled may raise anything; what this accepts is to be passed on as it is.
+    Pickling may raise anything for a value that cannot be pickled, except these errors, which are raised unchanged.
     """
     return isinstance(error, (OSError, MemoryError)) and not isinstance(error, ValueError)  # io.UnsupportedOperation
 
@@ -398,7 +435,7 @@ def is_system_error(error: BaseException) -> bool:
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to any exception.
 
-    `BaseException.add_note` raises where ``__notes__`` is not a list, and where a class lets no attribute be set.
+    `BaseException.add_note` fails if ``__notes__`` is not a list, or if the class does not allow attributes.
     """
     attributes = _ATTRIBUTES.__get__(error)
     notes = attributes.get("__notes__", [])
@@ -408,7 +445,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Have an error that is kept as a reason keep nothing by its frames: descriptors, and what has called."""
+    """Clear the frames of an error that is kept, so that it keeps no descriptors and callers alive."""
     found: BaseException | None = error
     while found is not None:
         traceback.clear_frames(found.__traceback__)
@@ -417,3 +454,19 @@ def forget_frames(error: BaseException) -> None:
 
 
 _ATTRIBUTES: Any = vars(BaseException)["__dict__"]
+
+
+def error_text(error: BaseException) -> str:
+    """Return an exception as text for events."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def report(text: str, category: type[Warning] = RuntimeWarning, logger: str = "forgepar.audit") -> None:
+    """Warn of a problem that does not end the run; log it if warnings are errors or cannot be shown."""
+    try:
+        warnings.warn(text, category, stacklevel=3)
+    except Exception:
+        with suppress(Exception):  # standard error may be closed
+            import logging  # workers need not load it
+
+            logging.getLogger(logger).error(text)

@@ -15,7 +15,7 @@ import chaos_graphs as graphs
 from chaos_graphs import ERRORS, Node
 
 import forgepar as fp
-from forgepar import events as kinds
+from forgepar.records import events as kinds
 
 RAN = {"completed", "cached", "compensated"}
 

@@ -101,12 +101,12 @@ class Grower:
         """Decide what is to happen to a task, and which options let it."""
         chance = self.chance
         shape = shape or chance.choice(self.shapes)
-        roll, faults, always = chance.random(), [], ""
-        if roll < self.permanent:
+        job_table, faults, always = chance.random(), [], ""
+        if job_table < self.permanent:
             always = self._fault()
-        elif roll < self.permanent + self.transient:
+        elif job_table < self.permanent + self.transient:
             faults = [self._fault() for _ in range(chance.choice([1, 1, 2]))]
-        elif roll < self.permanent + self.transient + 0.04:
+        elif job_table < self.permanent + self.transient + 0.04:
             faults, always = [], chance.choice(HARMLESS)
         if kind == "shell" or (kind == "subflow" and always == "unpicklable value"):
             faults, always = [], "raise" if always in ERRORS else ""

@@ -24,9 +24,10 @@ import chaos_checks as checks
 import chaos_graphs as graphs
 import psutil
 from chaos_scenarios import BROKEN, Scenario
+from checked_states import check_states
 
 import forgepar as fp
-from forgepar.values import folders
+from forgepar.values import arena_folders as folders
 
 GROWTH = 64 << 20  # bytes that the memory of a program may grow by over its runs, but for the first few
 _SETTLED = 4  # runs after which a program has loaded what it needs
@@ -49,7 +50,7 @@ class Program:
         """Run a seed, and see what it comes to and what it leaves."""
         scenario = Scenario(seed)
         is_fresh = not scenario.engine.startswith("warm")
-        before = self.holdings()
+        before = self.value_table()
         try:
             if scenario.engine == "both":
                 self._run_both(scenario)
@@ -73,14 +74,14 @@ class Program:
         for executor in self.warm.values():
             executor.shutdown() if isinstance(executor, fp.ForgeExecutor) else executor.close()
         self.warm.clear()
-        now = self.holdings()
+        now = self.value_table()
         assert now["threads"] == first["threads"], now["threads"]
         assert now["files"] == [], now["files"]
         wait_for_end(self._workers())
         n_more = len(now["descriptors"]) - len(first["descriptors"])
         assert n_more <= 6, f"{n_more} descriptors more: {now['descriptors']}"  # of the fork server and the tracker
 
-    def holdings(self) -> dict[str, Any]:
+    def value_table(self) -> dict[str, Any]:
         """Return what this process has, but for memory."""
         gc.collect()
         return {
@@ -93,7 +94,7 @@ class Program:
     def _check_holdings(self, before: dict[str, Any]) -> None:
         wait_for_end(child for child in self._workers() if child not in before["children"])
         until = time.monotonic() + 10
-        while left := {kind: new for kind, what in self.holdings().items() if (new := _more(what, before[kind]))}:
+        while left := {kind: new for kind, what in self.value_table().items() if (new := _more(what, before[kind]))}:
             assert time.monotonic() < until, f"left: {left}"
             self.counts["looks again"] += 1
             time.sleep(0.02)  # threads of the standard library's executors end a moment after their processes
@@ -284,17 +285,18 @@ def tell(*words: object) -> None:
 
 def serve(folder: Path, seeds: Sequence[int]) -> None:
     """Be the program."""
+    check_states()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     folders._MEMORY = folder / "memory"
     program = Program(folder)
     if Scenario(seeds[0]).end:
-        first = program.holdings()
+        first = program.value_table()
     else:
         wf = fp.Workflow()
         wf.map(abs, range(4))
         wf.run(workers=2, start_method="fork")  # it loads what later runs need, and looks where the temporary folder is
-        first = program.holdings()
+        first = program.value_table()
         live_within_limits(Scenario(seeds[0]), folder)
     rss = 0
     for place, seed in enumerate(seeds):

@@ -35,7 +35,12 @@ def cluster(n_workers: int = 2, threads: int = 1) -> Iterator[str]:
             stdout=subprocess.PIPE,
             text=True,
             # What a worker is fetching from one that is killed holds it up for as long; Dask's own default is 30 s.
-            env={**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"},
+            # Its workers import test modules of any folder.
+            env={
+                **os.environ,
+                "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         ) as program,
     ):
         assert program.stdin is not None

@@ -19,8 +19,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import forgepar as fp
-from forgepar import events
-from forgepar.backends import dask, daskcluster, dasksite
+from forgepar.backends.dask import backend as dask
+from forgepar.backends.dask import cluster as daskcluster
+from forgepar.backends.dask import worker_site
+from forgepar.records import events
 
 
 class Line:
@@ -55,16 +57,16 @@ class DelayedExecutor(Executor):
         self._is_far = is_far
         self._lock = threading.Lock()
 
-    def submit(self, fn, /, parcel):
+    def submit(self, fn, /, request):
         outer = Future()
         if self._is_far:
-            parcel = parcel._replace(board="/nowhere/board")
-        self._after(self._there, self._arrive, outer, fn, parcel)
+            request = request._replace(board="/nowhere/board")
+        self._after(self._there, self._arrive, outer, fn, request)
         return outer
 
-    def _arrive(self, outer, fn, parcel):
+    def _arrive(self, outer, fn, request):
         if outer.set_running_or_notify_cancel():
-            self._inner.submit(fn, parcel).add_done_callback(lambda done: self._after(self._back, settle, outer, done))
+            self._inner.submit(fn, request).add_done_callback(lambda done: self._after(self._back, settle, outer, done))
 
     def _after(self, line, call, *arguments):
         with self._lock:
@@ -85,9 +87,9 @@ def settle(outer, done):
 
 
 def delayed_batch(seconds, *arguments):
-    """Stand in for `dasksite.run_batch`: what a worker is sent takes a while to arrive."""
+    """Stand in for `worker_site.run_batch`: what a worker is sent takes a while to arrive."""
     time.sleep(seconds)
-    return dasksite.run_batch(*arguments)
+    return worker_site.run_batch(*arguments)
 
 
 class DelayedClient:
@@ -102,7 +104,7 @@ class DelayedClient:
         return getattr(self._client, name)
 
     def submit(self, fn, *arguments, **options):
-        if fn is not dasksite.run_batch:
+        if fn is not worker_site.run_batch:
             return self._client.submit(fn, *arguments, **options)
         return self._client.submit(delayed_batch, self._random.uniform(0.0, self._most), *arguments, **options)
 
@@ -148,12 +150,12 @@ class DelayedCluster(daskcluster.Cluster):
         queue.append(call)
         loop.call_at(line.arrival(loop.time()), lambda: queue.popleft()())
 
-    def _hear(self, event):
-        self._send("back", event[1]["worker"], partial(super()._hear, event))
+    def _receive(self, event):
+        self._send("back", event[1]["worker"], partial(super()._receive, event))
 
-    async def _line_up(self, worker, *order):
-        arrive = super()._line_up
-        self._send("there", worker.address, lambda: self._tasks.append(asyncio.ensure_future(arrive(worker, *order))))
+    async def _send_command(self, worker, command):
+        arrive = super()._send_command
+        self._send("there", worker.address, lambda: self._tasks.append(asyncio.ensure_future(arrive(worker, command))))
 
 
 # Runs

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from forgepar.runstate import Status
-from forgepar.runtable import RunTable
+from forgepar.records.table import RunTable
+from forgepar.scheduling.run_state import Status
 
 
 def a_table(**changes: Any) -> RunTable:

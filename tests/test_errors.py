@@ -51,7 +51,7 @@ from forgepar.errors import (
 CLASSES = {
     name: value
     for name, value in vars(errors).items()
-    if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
+    if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == "forgepar"
 }
 SAMPLES = [
     ArenaFull("text"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import forgepar
-from forgepar import cli
+from forgepar.cli import main as cli
 
 RUNS = {
     "chain": [()],
@@ -22,7 +22,7 @@ RUNS = {
     "fan_out": [()],
     "recursive": [()],
 }
-APART = {"census", "undone", "words"}  # tested by themselves: here, in test_census.py and test_words.py
+APART = {"census", "undone", "words"}  # tested by themselves: here, in test_census.py and test_wording.py
 
 
 def promised(name: str) -> list[str]:

@@ -1,10 +1,11 @@
-"""The public face is what `forgepar/__init__.py` names: it exists, is documented, and type checkers see the same."""
+"""The public names are those in `forgepar/__init__.pyi`: they exist, are documented, and type checkers see the same."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +14,27 @@ import pytest
 
 import forgepar
 
-SOURCE = ast.parse(Path(forgepar.__file__).read_text())
+STUB = Path(forgepar.__file__).with_suffix(".pyi")
 
 
 def names_for_type_checkers() -> dict[str, str]:
-    """Each name that the block for type checkers imports, with its module."""
-    (block,) = (node for node in SOURCE.body if isinstance(node, ast.If))
-    return {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    """Each name that the stub exports, with its module."""
+    imports = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ImportFrom)]
+    found = {alias.asname: node.module for node in imports for alias in node.names if alias.asname == alias.name}
+    assert len(found) == sum(len(node.names) for node in imports), "a name is there twice, or is not exported"
+    return found
 
 
 @pytest.mark.parametrize("name", forgepar.__all__)
 def test_public_name_is_there_and_documented(name):
     assert inspect.getdoc(getattr(forgepar, name))
+
+
+@pytest.mark.parametrize("name", forgepar.__all__)
+def test_public_name_says_where_users_find_it(name):
+    named = getattr(forgepar, name)
+    assert (named.__module__, named.__qualname__) == ("forgepar", name)
+    assert pickle.loads(pickle.dumps(named)) is named
 
 
 @pytest.mark.parametrize(("name", "module"), sorted(names_for_type_checkers().items()))
@@ -33,12 +43,18 @@ def test_type_checkers_see_what_runs(name, module):
 
 
 def test_type_checkers_see_all_and_only_public_names():
-    assert sorted(names_for_type_checkers()) == sorted(forgepar.__all__) == sorted(set(forgepar.__all__))
+    assert sorted(names_for_type_checkers()) == forgepar.__all__
 
 
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = forgepar.no_such_thing
+
+
+def test_a_star_import_takes_the_public_names():
+    taken = {}
+    exec("from forgepar import *", taken)  # noqa: S102  (a star import is for module level alone)
+    assert taken.keys() - {"__builtins__"} == set(forgepar.__all__)
 
 
 def test_dir_lists_the_public_names():

@@ -1,9 +1,15 @@
-"""The ranks of the rooms: a module imports only from lower ranks, lazily or for typing only as much as otherwise."""
+"""Packages have ranks: a module imports only from its own package and from packages of lower ranks.
+
+Imports inside functions and for typing alone count as all others do. The few that point to a higher rank are methods
+that start a run or write a report, so that declaring a workflow loads neither; they are named here.
+"""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,160 +17,52 @@ from pathlib import Path
 import pytest
 
 import forgepar
+from forgepar.system.loading import loading
 
 ROOT = Path(forgepar.__file__).parent
-RANKS = {
-    -5: ["errors", "values.comparison"],
-    -4: ["values.current", "validation"],
-    -3: ["values.namespaces"],
-    -2: ["values.worker_modules", "byvalue"],
-    0: [
-        "events",
-        "forking",
-        "startstate",
-        "columns",
-        "machine",
-        "inputs",
-        "pickling",
-        "version",
-        "trust",
-        "escaping",
-        "binding",
-        "values.segment",
-        "backends.addresses",
-        "backends.lone_locks",
-        "backends.joblibname",
-        "backends.orphan_watch",
-        "backends.limits",
-        "backends.fork_server",
-    ],
-    0.5: ["backends.orphans", "lifelocks", "current"],
-    1: [
-        "values.culprit",
-        "values.meter",
-        "digest_source",
-        "backends.starting",
-        "cancellation",
-        "graph",
-        "batching",
-        "bytecode",
-        "libraries",
-        "merkle",
-        "arguments",
-        "handles",
-        "values.files",
-        "backends.board",
-        "contexts",
-        "fallbacks",
-        "standing",
-        "backends.exception_fields",
-        "backends.output",
-        "runlock",
-        "storefile",
-        "valuefiles",
-        "poolerrors",
-    ],
-    1.5: ["adapters"],
-    2: [
-        "values.modulestate",
-        "values.arena",
-        "backends.surroundings",
-        "digest_data",
-        "digest_guests",
-        "lines",
-        "programs",
-        "tasks",
-        "audit",
-        "backends.exceptions",
-        "daskstep",
-    ],
-    3: ["sinks", "digest_classes", "digest_code", "values.codec", "values.folders", "workflow", "values.baggage"],
-    4: [
-        "backends.wire",
-        "values.inplace",
-        "values.fresh",
-        "branching",
-        "combinators",
-        "digests",
-        "plan",
-        "subflow",
-        "tools",
-        "fromgraph",
-        "jobs",
-    ],
-    5: ["checks", "fingerprint", "effects", "backends.worker", "backends.base", "shipping", "toolbox", "recipes"],
-    6: [
-        "orders",
-        "priors",
-        "backends.process",
-        "backends.inline",
-        "backends.parcel",
-        "backends.daskoutput",
-        "backends.daskparts",
-    ],
-    7: ["runstate", "backends.futures", "backends.dasksite"],
-    8: ["rollback", "runtable", "simulate", "backends.daskcluster"],
-    9: [
-        "displays",
-        "result",
-        "report.boxes",
-        "report.colours",
-        "report.layout",
-        "report.text",
-        "report.writing",
-        "forecast",
-        "report.analysis",
-        "backends.daskslots",
-    ],
-    10: [
-        "store",
-        "keeping",
-        "console",
-        "faults",
-        "flight",
-        "holdings",
-        "watch",
-        "report.slices",
-        "report.svg",
-        "report.charts",
-        "report.page",
-        "report.figures",
-        "backends.dask",
-    ],
-    11: [
-        "collecting",
-        "journal",
-        "recording",
-        "report.diagram",
-        "report.trace",
-        "report.wfformat",
-        "report.html",
-        "report.processes",
-        "report.terminal",
-        "report.wording",
-    ],
-    12: ["books", "claims", "memory", "report.bars", "report.plainprogress"],
-    13: ["dispatch", "report.notebook", "roll"],
-    14: ["snapshot", "targets", "report.progress", "supply"],
-    15: ["executor", "commands.base", "report.live", "feeder", "sharing"],
-    16: ["commands.completing", "commands.graphs", "commands.stores", "pool", "daskgraphs"],
-    17: ["commands.reports", "commands.watching", "joblib"],
-    18: ["commands.running"],
-    19: ["cli", *(f"examples.{path.stem}" for path in ROOT.glob("examples/[a-z]*.py"))],
-    20: ["__main__", "__init__"],
+RANKS = [
+    ["version"],
+    ["errors"],
+    ["_validate"],
+    ["machine"],
+    ["graph", "system"],
+    ["values"],
+    ["workflow"],
+    ["scheduling", "backends"],
+    ["records"],
+    ["store", "report"],
+    ["engine"],
+    ["pool", "integrations"],
+    ["joblib"],
+    ["__init__"],
+    ["cli", "examples"],
+    ["__main__"],
+]
+RANK_OF = {package: rank for rank, packages in enumerate(RANKS) for package in packages}
+# Methods that declare, start or report a run: each imports what it needs when it is called. The types that they return
+# are imported for type checkers only.
+FACADES = {
+    ("workflow.workflow", "workflow.subflow"),
+    ("workflow.workflow", "workflow.from_graph"),
+    ("workflow.workflow", "workflow.combinators"),
+    ("workflow.workflow", "workflow.checks"),
+    ("workflow.workflow", "workflow.plan"),
+    ("workflow.workflow", "engine.executor"),
+    ("workflow.workflow", "engine.run_options"),
+    ("workflow.workflow", "records.result"),
+    ("workflow.workflow", "report.graph.diagram"),
+    ("records.result", "report.export.trace"),
+    ("records.result", "report.html.report"),
 }
-RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
-# Packages' own files: they must import nothing, so that importing one module loads no other.
-PACKAGES = ["backends.__init__", "values.__init__", "commands.__init__", "report.__init__", "examples.__init__"]
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
     if "__pycache__" not in path.parts
 }
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Every module of the package that a file imports anywhere, `forgepar` itself as ``__init__``."""
+def imported_modules(path: Path) -> set[str]:
+    """Return every module of the package that a file imports anywhere, `forgepar` itself as ``__init__``."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -174,39 +72,80 @@ def imported_rooms(path: Path) -> set[str]:
             submodules = {f"{node.module}.{alias.name}" for alias in node.names}
             known = {name for name in submodules if name.removeprefix("forgepar.") in MODULES}
             found |= known or {str(node.module)}
-    rooms = {name for name in found if name == "forgepar" or name.startswith("forgepar.")}
-    return {name.removeprefix("forgepar.") if "." in name else "__init__" for name in rooms}
+    ours = {name for name in found if name == "forgepar" or name.startswith("forgepar.")}
+    return {name.removeprefix("forgepar.") if "." in name else "__init__" for name in ours}
 
 
-def test_every_module_has_a_rank():
-    assert set(MODULES) == set(RANK_OF) | set(PACKAGES)
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_package_has_a_rank():
+    assert {package_of(module) for module in MODULES} == set(RANK_OF)
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 24
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_come_from_lower_ranks(module):
-    rooms = imported_rooms(MODULES[module])
-    if module in PACKAGES:
-        assert not rooms
-    elif module == "__init__":
-        assert max(RANK_OF[room] for room in rooms) < RANK_OF["cli"]
-    else:
-        # The command line and the examples use the public face, whose names load what they need.
-        rooms -= {"__init__"} if RANK_OF[module] >= RANK_OF["cli"] else set()
-        too_high = {room for room in rooms if RANK_OF[room] >= RANK_OF[module]}
-        assert not too_high, f"{module} (rank {RANK_OF[module]}) imports {sorted(too_high)}"
+    package, imported = package_of(module), imported_modules(MODULES[module])
+    if MODULES[module].name == "__init__.py" and module != "__init__":
+        assert not imported, "a package's own file imports nothing, so that one module of it loads no other"
+    allowed = {other for other in imported if (module, other) in FACADES or package_of(other) == package}
+    too_high = {other for other in imported - allowed if RANK_OF[package_of(other)] >= RANK_OF[package]}
+    assert not too_high, f"{module} imports {sorted(too_high)}"
 
 
-def test_a_relative_rank_violation_would_be_seen(tmp_path):
+def test_every_facade_is_in_use():
+    assert {(module, other) for module, other in FACADES if other in imported_modules(MODULES[module])} == FACADES
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        module: {other for other in imported_modules(path) if (module, other) not in FACADES}
+        for module, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("package", sorted(name for name, path in MODULES.items() if path.name == "__init__.py"))
+def test_a_package_says_what_it_is_for_and_lists_its_modules(package):
+    folder = MODULES[package].parent
+    if package in ("__init__", "examples"):
+        return
+    text = ast.get_docstring(ast.parse(MODULES[package].read_text()), clean=False)
+    listed = set(re.findall(r"^ {4}([\w/]+) {2,}\S", text, flags=re.MULTILINE))
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    assert listed == modules | packages
+
+
+def test_a_workflow_that_was_imported_alone_runs():
+    code = (
+        "from forgepar.workflow.workflow import Workflow\n"
+        "wf = Workflow()\n"
+        "handle = wf.add(sum, wf.map(abs, [-1, -2]))\n"
+        "print(wf.check(workers=1), wf.run(backend='inline')[handle])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" 3\n")
+
+
+def test_imports_inside_functions_are_seen(tmp_path):
     path = tmp_path / "lazy.py"
-    path.write_text("def f():\n    from forgepar.executor import WorkflowExecutor\n    import forgepar.plan\n")
-    assert imported_rooms(path) == {"executor", "plan"}
+    path.write_text(
+        "def f():\n    from forgepar.engine.executor import WorkflowExecutor\n    import forgepar.workflow.plan\n"
+    )
+    assert imported_modules(path) == {"engine.executor", "workflow.plan"}
 
 
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
         ("import forgepar", ["numpy", "multiprocessing", "concurrent.futures", "cloudpickle", "psutil"]),
-        ("import forgepar.backends.worker", ["numpy", "psutil", "forgepar.plan", "concurrent.futures.process"]),
+        (
+            "import forgepar.backends.worker",
+            ["numpy", "psutil", "forgepar.workflow.plan", "concurrent.futures.process"],
+        ),
         ("import forgepar; forgepar.task", ["numpy", "concurrent.futures.process"]),
         ("import forgepar; forgepar.Workflow", ["psutil"]),
     ],
@@ -223,7 +162,7 @@ def test_names_are_loaded_by_one_thread_at_a_time(monkeypatch):
     real = importlib.import_module
 
     def watched(name, package=None):
-        owned.append(forgepar._loading._is_owned())
+        owned.append(loading.lock._is_owned())
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", watched)

@@ -16,11 +16,10 @@ import pytest
 from conftest import own_arenas
 
 import forgepar as fp
-from forgepar.backends import wire
-from forgepar.backends.wire import Failure, Reply, shortened
+from forgepar.backends import messages as wire
+from forgepar.backends.messages import Failure, Reply, shortened
 from forgepar.errors import is_system_error
-from forgepar.values import arena as arena_module
-from forgepar.values import files
+from forgepar.values import segment_files as files
 
 FAULTS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EIO, errno.ENOENT]
 NAMES = [errno.errorcode[number] for number in FAULTS]
@@ -111,7 +110,7 @@ def test_a_result_that_cannot_be_read(fault, rules):
     with pytest.raises(fp.WorkflowFailed) as caught:
         wf.run(**rules)
     (error,) = caught.value.exceptions
-    assert is_as_it_is(error, fault, "what the task returned, a")
+    assert is_as_it_is(error, fault, "the task's result, a")
 
 
 def test_a_task_is_tried_again_for_such_an_error(tmp_path, rules):
@@ -174,7 +173,7 @@ def test_the_pool_tells_of_arguments_and_callables(pool, fault):
 
 
 def test_the_pool_tells_of_results(pool, fault):
-    assert is_as_it_is(pool.submit(returning, fault, "pickled").exception(), fault, "what the task returned")
+    assert is_as_it_is(pool.submit(returning, fault, "pickled").exception(), fault, "the task's result")
     job = pool.submit(returning, fault, "unpickled")
     assert is_as_it_is(job.exception(), fault, "the job's result was being unpickled")
     with pytest.raises(OSError, match="of-the-value"):
@@ -195,7 +194,7 @@ def test_a_result_that_cannot_be_read_from_shared_memory(monkeypatch, number):
         def refuse(path):
             raise OSError(number, os.strerror(number), path)
 
-        monkeypatch.setattr(arena_module, "open_to_read", refuse)
+        monkeypatch.setattr(files, "open_to_read", refuse)
         assert is_as_it_is(pool.submit(np.ones, 100_000).exception(), number, "read from shared memory")
         monkeypatch.undo()
         assert pool.submit(np.ones, 100_000).result().sum() == 100_000
@@ -213,17 +212,17 @@ def refusing(number):
 
 @pytest.mark.parametrize("call", ["make", "write_all"])
 def test_a_result_that_cannot_be_written_to_shared_memory(monkeypatch, fault, rules, call):
-    monkeypatch.setattr(arena_module, call, refusing(fault))
+    monkeypatch.setattr(files, call, refusing(fault))
     wf = fp.Workflow()
     wf.add(np.ones, 100_000)
     with pytest.raises(fp.WorkflowFailed) as caught:
         wf.run(**rules)
     (error,) = caught.value.exceptions
     assert "cannot be pickled" not in told(error)
-    assert "what the task returned, a numpy.ndarray" in told(error)
+    assert "the task's result, a numpy.ndarray" in told(error)
     if (fault, call) == (errno.ENOSPC, "write_all"):
         assert isinstance(error, fp.ArenaFull)
-        assert "finds no room" in str(error)
+        assert "no room for a value" in str(error)
     else:
         assert error.errno == fault
         assert "for a large value" in told(error) or "a value of " in told(error)
@@ -231,7 +230,7 @@ def test_a_result_that_cannot_be_written_to_shared_memory(monkeypatch, fault, ru
 
 @pytest.mark.parametrize("call", ["make", "write_all"])
 def test_an_argument_that_cannot_be_written_to_shared_memory(monkeypatch, fault, rules, call):
-    monkeypatch.setattr(arena_module, call, refusing(fault))
+    monkeypatch.setattr(files, call, refusing(fault))
     before = own_arenas()  # that of `pool`
     wf = fp.Workflow()
     wf.add(len, np.ones(100_000))
@@ -244,7 +243,7 @@ def test_an_argument_that_cannot_be_written_to_shared_memory(monkeypatch, fault,
 def test_a_job_whose_argument_cannot_be_written(monkeypatch, fault):
     with fp.ForgeExecutor(workers=1, start_method="fork") as pool:
         assert pool.submit(abs, -1).result() == 1
-        monkeypatch.setattr(arena_module, "make", refusing(fault))
+        monkeypatch.setattr(files, "make", refusing(fault))
         error = pool.submit(len, np.ones(100_000)).exception()
         assert is_as_it_is(error, fault, "args[0] is a ndarray")
         monkeypatch.undo()
@@ -274,8 +273,8 @@ def test_the_limit_of_open_files_is_raised_to_write_as_well_as_to_read(monkeypat
 
 
 def test_outcomes_are_not_lost_where_a_long_reply_finds_no_room(monkeypatch, tmp_path):
-    caller, refuse, make = os.getpid(), refusing(errno.ENOSPC), arena_module.make
-    monkeypatch.setattr(arena_module, "make", lambda path: make(path) if os.getpid() == caller else refuse())
+    caller, refuse, make = os.getpid(), refusing(errno.ENOSPC), files.make
+    monkeypatch.setattr(files, "make", lambda path: make(path) if os.getpid() == caller else refuse())
     monkeypatch.setattr(wire, "MESSAGE_LIMIT", 200)  # every reply of some tasks is long
 
     def note(i):
@@ -351,7 +350,7 @@ def test_a_full_disk_is_told_by_tasks_and_arguments(small_disk, monkeypatch):
     assert [type(error) for error in caught.value.exceptions] == [fp.ArenaFull]
     wf = fp.Workflow()
     wf.add(len, np.ones(2_000_000))
-    with pytest.raises(fp.ArenaFull, match="finds no room"):
+    with pytest.raises(fp.ArenaFull, match="no room for a value"):
         wf.run(workers=1, start_method="fork", memory_budget="1MiB")
 
 
@@ -386,14 +385,14 @@ def test_a_foreign_executor_tells_as_much(fault):
         wf.add(returning, fault, "pickled")
         with pytest.raises(fp.WorkflowFailed) as caught:
             executor.run(wf)
-    assert is_as_it_is(caught.value.exceptions[0], fault, "what the task returned")
+    assert is_as_it_is(caught.value.exceptions[0], fault, "the task's result")
 
 
 def test_a_node_of_a_dask_graph_that_cannot_be_read(fault):
     pytest.importorskip("dask")
     with pytest.raises(OSError, match="of-the-value") as caught:
         fp.dask_get({"a": (id, Refusing(fault))}, "a", backend="inline")
-    assert is_as_it_is(caught.value, fault, "the node 'a'")
+    assert is_as_it_is(caught.value, fault, "The node 'a'")
 
 
 def test_files_that_cannot_be_written_are_named(tmp_path):

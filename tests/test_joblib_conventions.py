@@ -120,7 +120,7 @@ def test_copies_on_write_are_private(mode):
 
 @pytest.mark.parametrize("mode", ["r+", "w+"])
 def test_memory_that_tasks_share_and_write_to_is_refused(mode):
-    with pytest.raises(ValueError, match=f"mmap_mode='{mode[0]}.' has tasks write to memory that they share"):
+    with pytest.raises(ValueError, match=f"got '{mode[0]}.': tasks of the backend 'forgepar' share no writable memory"):
         run(is_writable, [np.zeros(10)] * 2, mmap_mode=mode)
 
 
@@ -301,7 +301,7 @@ def test_keywords_that_are_not_known_are_refused(name):
         joblib.parallel_config(backend="forgepar", **{name: 1})
     parallel = {name: 1}
     if HAS_KEYWORDS and name != "timeout":
-        with pytest.raises(TypeError, match=f"{name}= is not known to the backend 'forgepar'"):
+        with pytest.raises(TypeError, match=f"{name}= is not an option of the backend 'forgepar'"):
             run(abs, [-1], n_jobs=1, **parallel)
 
 

@@ -15,9 +15,9 @@ import pytest
 from unsharing import unshared
 
 import forgepar as fp
-from forgepar import lifelocks
-from forgepar.collecting import collect
-from forgepar.storefile import files_of
+from forgepar.store.database import files_of
+from forgepar.store.gc import collect
+from forgepar.system import life_locks as lifelocks
 
 RUN = """
 import os, sys, threading
@@ -241,7 +241,7 @@ def test_a_child_calls_nothing_of_its_parent_off(options):
 
 
 def test_a_child_frees_nothing_of_its_parents_arena(tmp_path):
-    from forgepar.values.folders import open_arena, remove_arena
+    from forgepar.values.arena_folders import open_arena, remove_arena
 
     arena = open_arena()
     segment = arena.write([b"x" * 100_000])

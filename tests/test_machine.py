@@ -105,7 +105,7 @@ def test_sizes_are_read(size, expected):
 
 @pytest.mark.parametrize("size", ["", "GiB", "-1", "2 GiBs", "1e9", "2 XB", "ib", -1, 1.5, True, None])
 def test_what_is_no_size_is_told(size):
-    with pytest.raises(ValueError, match=r"is no size\. Give a number of bytes, or text"):
+    with pytest.raises(ValueError, match=r"size must be a number of bytes, or a string such as"):
         as_bytes(size)
 
 

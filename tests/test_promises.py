@@ -9,7 +9,7 @@ import pytest
 from conftest import wait_until
 
 import forgepar as fp
-from forgepar import events as kinds
+from forgepar.records import events as kinds
 
 
 def of(result, kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from checked_states import check_states
 from conftest import executor_arguments
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -54,6 +55,11 @@ def declare(parents, shapes):
         else:
             handles.append(wf.add(lambda node, inputs: step(node, *inputs["values"]), node, {"values": tuple(inputs)}))
     return wf, handles
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch):
+    check_states(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module", params=["inline", "forkserver"])

@@ -25,7 +25,7 @@ from two_users import (
     why_not,
 )
 
-from forgepar.priors import BLOB, checksum_of
+from forgepar.store.resume import BLOB, checksum_of
 
 pytestmark = pytest.mark.skipif(bool(REASON := why_not()), reason=REASON or "there are two users")
 
@@ -41,7 +41,7 @@ wf.add(fp.task(make).options(version="1"))
 KEEP = WORKFLOW + "print(wf.run(backend='inline', store=sys.argv[1])['make'])"
 RESUME = WORKFLOW + "print(wf.run(backend='inline', store=sys.argv[1], resume=True)['make'])"
 READ = "import sys, forgepar as fp; print(fp.Store.open(sys.argv[1]).run().value('make'))"
-COMMAND = "import sys; from forgepar.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from forgepar.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -334,7 +334,7 @@ def test_a_file_is_not_written_through_a_link_of_another_user(what, exporting, s
     _, ended = exporting(what)
     assert secret.read_text() == "as it was"
     assert ended.returncode == 2
-    assert f"it is a link of another user (uid {MALLORY})" in ended.stderr
+    assert f"This link belongs to another user (uid {MALLORY})" in ended.stderr
     assert sorted(entry.name for entry in (shared / "out").iterdir()) == [path.name]
 
 
@@ -347,7 +347,7 @@ def test_a_file_goes_into_no_pipe_of_another_user_and_is_its_owners_alone(what, 
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else who writes to it waits for one
     _, ended = exporting(what)
     os.close(reader)
-    assert f"it is a pipe of another user (uid {MALLORY})" in ended.stderr
+    assert f"This pipe belongs to another user (uid {MALLORY})" in ended.stderr
     path.unlink()
     _, ended = exporting(what)
     assert ended.returncode == 0, ended.stderr
@@ -359,7 +359,7 @@ def test_a_file_goes_into_no_pipe_of_another_user_and_is_its_owners_alone(what, 
 
 CLUSTER = """
 import sys
-from forgepar.backends.daskcluster import local_cluster
+from forgepar.backends.dask.cluster import local_cluster
 if __name__ == "__main__":
     with local_cluster(1) as cluster:
         print(cluster.scheduler_address, cluster.scheduler.services["dashboard"].port, flush=True)

@@ -77,7 +77,7 @@ def command_of(user: int, code: str, *arguments: object) -> dict[str, Any]:
 # Forks for each request: to start Python and import numpy takes a second.
 _SERVER = """
 import json, os, sys, tempfile, traceback
-import forgepar.cli, forgepar.report.progress
+import forgepar.cli.main, forgepar.report.progress.display
 
 def run(code, arguments):
     sys.argv = ["-c", *arguments]
@@ -167,11 +167,11 @@ def journal_of(database: bytes) -> bytes:
     page_size = int.from_bytes(database[16:18], "big") or 65536
     pages = [database[at : at + page_size] for at in range(0, len(database), page_size)]
     nonce, sector = 7, 512
-    journal = struct.pack(
+    event_recorder = struct.pack(
         ">8sIIIII", bytes.fromhex("d9d505f920a163d7"), len(pages), nonce, len(pages), sector, page_size
     )
-    journal = journal.ljust(sector, b"\0")
+    event_recorder = event_recorder.ljust(sector, b"\0")
     for number, page in enumerate(pages, 1):
         checksum = (nonce + sum(page[at] for at in range(page_size - 200, 0, -200))) & 0xFFFFFFFF
-        journal += struct.pack(">I", number) + page + struct.pack(">I", checksum)
-    return journal
+        event_recorder += struct.pack(">I", number) + page + struct.pack(">I", checksum)
+    return event_recorder

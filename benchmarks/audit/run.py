@@ -22,7 +22,8 @@ from benchmarks._measure import apart, interleaved, spread, timed
 from benchmarks.patterns import noop, stencil
 from benchmarks.systems.system_forgepar import ForgeparRunner
 from forgepar.backends.inline import InlineBackend
-from forgepar.books import Books
+from forgepar.engine.recorder import Recorder
+from forgepar.records.keeper import NullKeeper
 
 TITLE = "Audit: microseconds a no-op task, stencil graph, 2 workers"
 COLUMN = "us a task"
@@ -80,11 +81,11 @@ def books_cost(width: int, one_by_one: bool) -> tuple[float, float]:
     backend = InlineBackend()
     backend.open()
     try:
-        spent = kept(Books(plan, "", (), 2, backend.arena), rounds, status)
+        spent = kept(Recorder(plan, "", (), 2, backend.arena, NullKeeper()), rounds, status)
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        books = Books(plan, "", (), 2, backend.arena)
-        kept(books, rounds, status)
+        recorder = Recorder(plan, "", (), 2, backend.arena, NullKeeper())
+        kept(recorder, rounds, status)
         n_bytes = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
     finally:
@@ -97,7 +98,7 @@ def recorded(pattern: Any) -> tuple[list[list[tuple[str, Any]]], Any, Any]:
     rounds: list[list[tuple[str, Any]]] = [[]]
     ends: list[Any] = []
 
-    class Recorded(Books):
+    class Recorded(Recorder):
         def reply(self, *told: Any) -> None:
             rounds[-1].append(("reply", told))
             super().reply(*told)
@@ -114,9 +115,9 @@ def recorded(pattern: Any) -> tuple[list[list[tuple[str, Any]]], Any, Any]:
             ends.append(status)
             super().end(status)
 
-    from forgepar import dispatch
+    from forgepar.engine import dispatcher as dispatch
 
-    dispatch.Books = Recorded  # type: ignore[misc]
+    dispatch.Recorder = Recorded  # type: ignore[misc]
     with fp.WorkflowExecutor(workers=2) as executor:
         runner = ForgeparRunner(executor, "layers")
         workflow, _ = runner.declare(pattern, noop)
@@ -138,16 +139,16 @@ def split(name: str, told: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def kept(books: Books, rounds: list[list[tuple[str, Any]]], status: Any) -> float:
+def kept(recorder: Recorder, rounds: list[list[tuple[str, Any]]], status: Any) -> float:
     """Return the seconds that books take to be told all that."""
     begin = time.perf_counter()
-    books.start_clock()
-    books.begin()
+    recorder.start_clock()
+    recorder.begin()
     for told in rounds:
         for name, arguments in told:
-            getattr(books, name)(*arguments)
-        books.keep()
-    books.end(status)
+            getattr(recorder, name)(*arguments)
+        recorder.keep()
+    recorder.end(status)
     return time.perf_counter() - begin
 
 

@@ -87,7 +87,7 @@ def seconds(graph: str, small: bool, repeat: int) -> dict[str, list[float]]:
     import dask
 
     import forgepar as fp
-    from forgepar.daskgraphs import close_workers
+    from forgepar.integrations.dask_graphs import close_workers
 
     n_workers = cores()
     collections = GRAPHS[graph](small)

@@ -17,10 +17,10 @@ from benchmarks._common import Row, main, target
 from benchmarks._measure import interleaved, spread, timed
 from benchmarks.patterns import noop, stencil
 from benchmarks.systems.system_forgepar import ForgeparRunner
-from forgepar.report.diagram import draw
-from forgepar.report.trace import write_trace
-from forgepar.report.wfformat import write_wfformat
-from forgepar.runtable import RunTable
+from forgepar.records.table import RunTable
+from forgepar.report.export.trace import write_trace
+from forgepar.report.export.wfformat import write_wfformat
+from forgepar.report.graph.diagram import draw
 
 TITLE = "Exports: a run of no-op tasks, stencil graph, as text"
 DEPTH, WIDTH, SMALL_WIDTH = 10, 10_000, 500

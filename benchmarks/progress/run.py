@@ -24,9 +24,9 @@ from benchmarks._common import Row, main, target
 from benchmarks._measure import apart, interleaved, spread, timed
 from benchmarks.patterns import Kernel, noop, spin, stencil
 from benchmarks.systems.system_forgepar import ForgeparRunner
-from forgepar.displays import FailedTask, Look
-from forgepar.report.plainprogress import PlainProgress
-from forgepar.report.progress import BarProgress, has_rich
+from forgepar.records.display import FailedTask, RunView
+from forgepar.report.progress.display import BarProgress, has_rich
+from forgepar.report.progress.plain import PlainProgress
 
 TITLE = "Progress: seconds of a run, stencil graph, 2 workers"
 COLUMN, SHARE = "seconds", "% shown"
@@ -65,7 +65,7 @@ class Timed:
         self.look_at = display.look_at
         self.seconds = 0.0
 
-    def begin(self, look: Callable[[], Look]) -> None:
+    def begin(self, look: Callable[[], RunView]) -> None:
         self._note(self._display.begin, look)
 
     def beat(self, now: float) -> None:

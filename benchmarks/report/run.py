@@ -23,8 +23,8 @@ from benchmarks._common import Row, main, target
 from benchmarks._measure import timed
 from benchmarks.patterns import noop, stencil
 from benchmarks.systems.system_forgepar import ForgeparRunner
-from forgepar.forecast import plan_table
-from forgepar.runtable import RunTable
+from forgepar.records.table import RunTable
+from forgepar.report.forecast import plan_table
 
 TITLE = "Report: writing and opening the HTML file of a run"
 DEPTH = 20
@@ -56,7 +56,7 @@ def run(width: int) -> RunTable:
 
 def measured(table: RunTable, path: Path, repeat: int) -> list[Row]:
     """Return a row each for writing, size and opening."""
-    from forgepar.report.html import write_report
+    from forgepar.report.html.report import write_report
 
     write_report(table, path)  # loads bokeh
     writes = [timed(write_report, table, path)[0] for _ in range(repeat)]

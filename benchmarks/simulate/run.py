@@ -1,6 +1,6 @@
 """How near simulated times are to measured ones: real workflows replayed, and the census.
 
-A run is laid out by `forgepar.forecast`, from the durations and delays that it measured, on as many workers and by the
+`forgepar.report.forecast` lays a run out from the durations and delays that it measured, on as many workers and by the
 same schedule: that is what the target is about. Beside it stands what a layered run on 8 workers tells of other runs,
 measured as well: without barriers, and on 4 workers. Tasks of the traces sleep for their scaled durations (see the
 workload replay), so that any number of workers has processors enough; those of the census work, on as many workers as
@@ -23,8 +23,8 @@ from benchmarks._measure import interleaved
 from benchmarks.replay.run import declare, to_length
 from benchmarks.replay.trace import Trace, folder, load
 from forgepar.examples import census
-from forgepar.forecast import Forecast, Schedule
-from forgepar.runtable import RunTable
+from forgepar.records.table import RunTable
+from forgepar.report.forecast import Forecast, Schedule
 
 TITLE = "Simulate: seconds of a run by simulation, beside those measured"
 WORKERS, FEWER = 8, 4

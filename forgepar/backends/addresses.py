@@ -1,4 +1,4 @@
-"""Sockets whose paths may be of any length: systems take some 100 bytes, and a temporary folder may have more."""
+"""Sockets with paths of any length: systems allow about 100 bytes, and a temporary folder may have more."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_LONGEST = 100  # bytes that the path of a socket may have on every system
+_LONGEST = 100  # bytes: every system allows paths of this length
 _OPEN_FILES = "/proc/self/fd"
 
 
 @contextmanager
 def short_address(address: str) -> Iterator[str]:
-    """Give a path of at most `_LONGEST` bytes to the same file, by the number of its open folder.
+    """Return a path of at most `_LONGEST` bytes to the same file, through the descriptor of its open folder.
 
-    Where the system does not show open files as a folder, it is the path itself.
+    If the system has no folder of open files, this is the path itself.
     """
     if len(os.fsencode(address)) <= _LONGEST or not os.path.isdir(_OPEN_FILES):  # noqa: PTH112
         yield address
@@ -30,7 +30,7 @@ def short_address(address: str) -> Iterator[str]:
 
 
 class ShortSocket(socket.socket):
-    """A socket that is bound and connected by such paths."""
+    """A socket that binds and connects with short paths."""
 
     def bind(self, address: Any, /) -> None:
         with short_address(address) as path:

@@ -1,24 +1,25 @@
-"""What the dispatcher asks of whatever runs batches."""
+"""The protocol of a backend, and what it reports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from forgepar.backends.output import Said
-from forgepar.backends.wire import Batch, Reply
+from forgepar.backends.messages import Batch, Reply
+from forgepar.backends.output_capture import OutputRecord
 from forgepar.values.arena import Arena
 
-UNKNOWN_POSITION = -1  # of a lost worker that could not tell what it was at
+UNKNOWN_POSITION = -1  # of a lost worker if nothing shows its current task
 
 
 class Joined(NamedTuple):
-    """A slot has a new worker, which knows nothing yet.
+    """A slot has a new worker, which has received nothing yet.
 
     Attributes:
-        slot: which.
-        pid: its process, on its own machine.
-        address: where it is, if that is not this machine's affair.
+        slot: the slot's number.
+        pid: the worker's process, on its own machine.
+        address: the worker's address, if it is not a process of this machine.
     """
 
     slot: int
@@ -27,18 +28,18 @@ class Joined(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A slot's worker ended; all it ever sent has been handed out before this.
+    """A slot's worker ended; `Backend.wait` has returned all that it sent before.
 
     Attributes:
-        slot: which.
+        slot: the slot's number.
         pid: the process that ended.
-        exit_code: as `multiprocessing.Process.exitcode` has it, None if it could not be had.
-        position: the mark it was at, as the board had it; `UNKNOWN_POSITION` where nothing tells.
-        started: when it began that, seconds of `time.perf_counter`.
-        fault: what ended `serve`, where that was an exception of its own: a full disk, say.
-        dump: the stacks of its threads, where it crashed and could tell.
-        is_out_of_memory: whether the kernel ended a process for lack of memory meanwhile.
-        also: marks of what it was, or may have been, at besides, in other batches or behind ``position``.
+        exit_code: as `multiprocessing.Process.exitcode`; None if unknown.
+        position: the mark of its current task; `UNKNOWN_POSITION` if unknown.
+        started: when it began that task, seconds of `time.perf_counter`.
+        fault: the exception that ended `serve`, for example that the disk is full.
+        dump: the stacks of its threads, if it crashed and could write them.
+        is_out_of_memory: whether the kernel has killed a process for lack of memory since the last loss.
+        also: marks of other tasks that it was or may have been at, in other batches or after ``position``.
     """
 
     slot: int
@@ -52,132 +53,141 @@ class Lost(NamedTuple):
     also: Sequence[int] = ()
 
 
-class Told(NamedTuple):
-    """Tasks of a slot printed, logged or warned of something, or told how far they are.
+class OutputNotice(NamedTuple):
+    """Output, log records, warnings or progress of a slot's tasks.
 
     Attributes:
-        slot: which.
-        said: what, in order.
-        position: the mark that the slot was at when it was heard.
+        slot: the slot's number.
+        records: the output, in order.
+        position: the mark of the slot's current task when the output was read.
     """
 
     slot: int
-    said: Sequence[Said]
+    records: Sequence[OutputRecord]
     position: int
 
 
-Notice: TypeAlias = Reply | Joined | Lost | Told
+Notice: TypeAlias = Reply | Joined | Lost | OutputNotice
 
 
 class Traits(NamedTuple):
-    """In what a backend differs from workers on this machine, which have these values.
+    """What a backend can do. The defaults are those of worker processes on this machine.
 
     Attributes:
-        is_local: workers are processes of this machine, so that their memory can be looked at.
+        is_local: workers are processes of this machine, so their memory can be measured.
         remembers: a worker keeps callables and small values for later batches; else each batch brings all it needs.
-        ends_tasks: to kill a slot ends what it is at; else that goes on, unheard.
-        batch_seconds: of work that a batch aims at; a message is to cost little beside it.
-        stall_seconds: a slot that says nothing for longer has a task that was misjudged.
-        claim_seconds: until a limit that was written is surely seen.
-        tells_at_end: the outcomes of a batch come together, when it has ended.
+        ends_tasks: killing a slot ends its task; else the task continues, and its outcome is ignored.
+        ends_workers: `Backend.kill` ends processes; else no task is killed for its use of memory.
+        may_run_here: tasks may run in this process, and print to its streams.
+        is_far: a slot sees a limit late, see `Backend.may_be_at`.
+        batch_seconds: target duration of a batch, long enough that the cost of a message is small.
+        stall_seconds: a slot that sends nothing for longer has a task with a wrong duration estimate.
+        claim_seconds: time after which a slot has surely seen a limit.
+        tells_at_end: all outcomes of a batch come together, when it has ended.
     """
 
     is_local: bool = True
     remembers: bool = True
     ends_tasks: bool = True
+    ends_workers: bool = True
+    may_run_here: bool = False
+    is_far: bool = False
     batch_seconds: float = 0.005
     stall_seconds: float = 0.005
     claim_seconds: float = 0.001
     tells_at_end: bool = False
 
 
-def traits_of(backend: Backend) -> Traits:
-    """Return a backend's ``traits``, those of local workers where it names none."""
-    traits: Traits = getattr(backend, "traits", Traits())
-    return traits
-
-
 class Backend(Protocol):
-    """Slots that run batches. It knows no layers, no names and no other run than that of the batch at hand.
+    """Slots that run batches. A backend knows neither layers nor names, and no run except that of the current batch.
 
-    Calls come from one thread. `wait` alone blocks. What a slot tells comes in the order in which it told it: replies,
-    what it answers to a limit, and its loss.
-
-    Two methods more are for those that are far away: ``may_be_at(slot)`` returns the farthest mark that the slot may
-    have come to while it is limited, None until it has said so; ``withdraw(slot)`` has a slot answer early for batches
-    that it has not begun.
+    Calls come from one thread. Only `wait` blocks. It returns what a slot sends in order: replies, answers to a limit,
+    and the slot's loss.
 
     Attributes:
-        name: what it is called.
-        ends_workers: whether `terminate` and `kill` end what runs; where not, nothing is ended for the memory it takes.
+        name: the backend's name.
+        traits: what it can do.
         n_slots: how many batches run at once.
-        arena: where large values are.
+        arena: the arena with the large values.
     """
 
     name: str
-    ends_workers: bool
+    traits: Traits
     n_slots: int
     arena: Arena
 
-    def open(self, n_wanted: int) -> None:
-        """Start what is not running of the first ``n_wanted`` slots; each reports as `Joined`, now or later.
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held from before `open` until the tasks are done, and while the backend is closed."""
 
-        Tasks hear of no `call_off` from before. Where the system allows for fewer, those there are do.
+    def open(self, n_wanted: int) -> None:
+        """Start those of the first ``n_wanted`` slots that do not run; each is reported as `Joined`, now or later.
+
+        This undoes `call_off`. If the system allows fewer workers, the backend continues with these.
         """
 
     def joined(self) -> Sequence[Joined]:
-        """Tell the slots that have a worker at this moment."""
+        """Return the slots that have a worker at this moment."""
 
     def send(self, slot: int, batch: Batch) -> None:
-        """Hand a batch to a slot that has joined. A slot lost meanwhile says so by `wait`, not here."""
+        """Send a batch to a slot that has joined. If the slot is lost, `wait` reports it; this does not raise."""
 
     def wait(self, timeout: float | None) -> list[Notice]:
-        """Return what has happened, after at most ``timeout`` seconds if nothing does (None: however long it takes).
+        """Return what has happened, after at most ``timeout`` seconds if nothing does (None: no limit).
 
         Raises:
-            WorkerStartFailed: workers end before they join, several times in a row; or the last one ended, and the
-                system lets this process start no other.
+            WorkerStartFailed: workers end before they join, several times in a row; or the last worker ended, and the
+                system does not allow this process to start another.
         """
 
-    def rest(self) -> Sequence[Told]:
-        """Return the lines that were begun and not ended so far, as if they were."""
+    def rest(self) -> Sequence[OutputNotice]:
+        """Return unfinished lines as if they had ended."""
 
     def wake(self) -> None:
-        """Have `wait` return soon, with nothing; from any thread or signal handler."""
+        """Make `wait` return soon, with nothing; from any thread or signal handler."""
 
     def position(self, slot: int) -> int:
-        """Return the mark of the task that the slot is at."""
+        """Return the mark of the slot's current task."""
+
+    def may_be_at(self, slot: int) -> int | None:
+        """Return the farthest mark that the slot may have reached while it is limited; None until it has reported that.
+
+        This is `position` if the slot sees a limit at once.
+        """
+
+    def withdraw(self, slot: int) -> None:
+        """Ask the slot to report batches that it has not begun; does nothing if it reports them without being asked."""
 
     def limit(self, slot: int, mark: int) -> None:
-        """Forbid the slot to begin the task of this mark and whatever comes behind it."""
+        """Forbid the slot to begin the task of this mark or a later one."""
 
     def tell(self, n_tasks: int, n_settled: int, n_out: int, layer: int | None) -> None:
-        """Let tasks know, if they ask, how the run stands; see `contexts.RunProgress`."""
+        """Publish the progress of the run to tasks; see `context.RunProgress`."""
 
     def call_off(self, *, is_off: bool = True) -> None:
-        """Let tasks know, if they ask, that the run was called off, and `wake`; from any thread or signal handler.
+        """Publish to tasks whether the run was cancelled, and `wake`; from any thread or signal handler.
 
         Args:
-            is_off: False lets them know that what runs from now on is wanted.
+            is_off: False undoes it.
         """
 
     def started(self, slot: int) -> float:
-        """Tell when the slot began the task that it is at, in seconds of `time.perf_counter`."""
+        """Return when the slot began its current task, in seconds of `time.perf_counter`."""
 
     def where(self, slots: Sequence[int]) -> dict[int, str]:
-        """Return the stacks of what workers are at, innermost call first, of those that tell within a moment."""
+        """Return the current stacks of workers, innermost call first, of those that answer within a moment."""
 
     def n_given(self, slot: int) -> int:
-        """Count the tasks that the slot's worker was handed since it started."""
+        """Return the number of tasks that the slot's worker has received since it started."""
 
     def renew(self, slot: int) -> None:
-        """Let the slot's worker, which has no work, go, and start another; the slot joins again."""
+        """Replace the slot's worker, which has no work, with a new one; the slot joins again."""
 
     def terminate(self, slot: int) -> None:
-        """Ask the slot's worker and its child processes to end; `kill` if it does not."""
+        """Ask the slot's worker and its child processes to end; if they do not, call `kill`."""
 
     def kill(self, slot: int) -> None:
-        """End the slot's worker and its child processes at once; the slot is lost, and starts again."""
+        """Kill the slot's worker and its child processes; the slot is lost, and starts again."""
 
     def close(self) -> None:
         """End all workers and remove the arena. May be called twice."""

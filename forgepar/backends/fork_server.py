@@ -1,15 +1,15 @@
-"""The main function of our fork server, which goes on where the system lets it start no process.
+"""The main function of forgepar's fork server, which continues when the system does not let it start a process.
 
     this process ── descriptors ──> fork server ── fork ──> worker
-          └ <── pid of the worker, or the negative number of the error ──┘
+          └ <── pid of the worker, or the negative errno ──┘
 
-That of `multiprocessing` ends with the error. The parent learns of its workers' ends from the server alone, so it would
-lose all of them for one that could not be started.
+The fork server of `multiprocessing` ends with such an error. Since the parent learns from the server alone that a
+worker has ended, it would lose all workers because one could not be started.
 
-`main` passes over one error of the system, `ConnectionAbortedError`, and waits for the next process to start. So what
-fails here is raised as that.
+The original `main` ignores one error, `ConnectionAbortedError`, and waits for the next process to start. So failures
+are raised here as that error.
 
-The server imports this, and so does `starting`, which shares with it how functions of the standard library are changed.
+Both the server and `starting` import this module; `starting` also changes functions of the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 
-class Instead:
+class ModuleProxy:
     """A module with some names replaced."""
 
     def __init__(self, module: ModuleType, **names: Any) -> None:
@@ -33,23 +33,23 @@ class Instead:
         return getattr(self._module, name)
 
 
-def with_names(function: Any, **names: Any) -> Any:
-    """Return a function of the standard library that sees some global names replaced."""
-    assert not function.__code__.co_freevars, f"{function} needs more than its globals"
+def with_globals(function: Any, **names: Any) -> Any:
+    """Return a copy of a function of the standard library with some of its global names replaced."""
+    assert not function.__code__.co_freevars, f"{function} is a closure"
     globals_ = {**function.__globals__, **names}
     changed = FunctionType(function.__code__, globals_, function.__name__, function.__defaults__)
     changed.__kwdefaults__ = function.__kwdefaults__
     return changed
 
 
-_received: list[int] = []  # the descriptors of the process that is to be started
+_received: list[int] = []  # descriptors of the process that is to be started
 
 
 def _receive(client: socket.socket, most: int) -> list[int]:
     """Receive the descriptors of the process that is to be started.
 
     Raises:
-        ConnectionAbortedError: the parent has not sent them, as it had not enough to make them all.
+        ConnectionAbortedError: the parent has sent none, because it could not create all of them.
     """
     try:
         _received[:] = reduction.recvfds(client, most)
@@ -59,24 +59,24 @@ def _receive(client: socket.socket, most: int) -> list[int]:
 
 
 def _fork() -> int:
-    """Fork; where that fails, tell the parent why.
+    """Fork; if that fails, send the parent the error's number.
 
     Raises:
-        ConnectionAbortedError: it failed.
+        ConnectionAbortedError: the fork failed.
     """
     try:
         return os.fork()
     except OSError as error:
-        _, told, *_ = _received
+        _, reply_to, *_ = _received
         with suppress(OSError):  # the parent is gone
-            forkserver.write_signed(told, -(error.errno or errno.EAGAIN))
+            forkserver.write_signed(reply_to, -(error.errno or errno.EAGAIN))
         for descriptor in _received:
             os.close(descriptor)
         raise ConnectionAbortedError(errno.ECONNABORTED, "the process could not be forked") from error
 
 
-main = with_names(
+main = with_globals(
     forkserver.main,
-    os=Instead(os, fork=_fork),
-    reduction=Instead(reduction, recvfds=_receive),
+    os=ModuleProxy(os, fork=_fork),
+    reduction=ModuleProxy(reduction, recvfds=_receive),
 )

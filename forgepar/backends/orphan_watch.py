@@ -1,11 +1,11 @@
 """A small program that ends workers when their parent is gone: `python -I -S orphan_watch.py PARENT SOCKET`.
 
-    parent ── pids of its workers, a line each ──> this program ── once the parent is gone ──> SIGKILL, whole trees
+    parent ── pids of its workers, one per line ──> this program ── once the parent is gone ──> SIGKILL, whole trees
 
-Workers look for the end of their parent themselves, by a thread and a pipe. But a worker that is stopped, or in C code
-that holds the interpreter, looks at nothing, and a pipe stays open while a process lives that C code of the parent has
-forked. This program asks the kernel about the parent's process itself. It starts in some milliseconds, so it imports
-nothing but built-in modules, and nothing of forgepar.
+Workers also watch their parent themselves, with a thread and a pipe. But a worker that is stopped, or runs C code that
+holds the GIL, notices nothing, and the pipe stays open while any process lives that C code of the parent has forked.
+This program asks the kernel about the parent's process. It starts in a few milliseconds, because it imports only
+built-in modules, and nothing of forgepar.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import os
 import select
 import sys
 
-_POLL_MILLISECONDS = 250  # between two looks at the parent, where the system cannot tell when it ends
-_ALONE_MILLISECONDS = 1000  # between two looks at the workers of a program that has replaced the parent
-_MOST_ROUNDS = 10  # in which processes are found that were started meanwhile
-_MANY = 64  # pids beyond which those of processes that have ended are forgotten
+_POLL_MILLISECONDS = 250  # between two checks of the parent, if the system cannot report its end
+_ALONE_MILLISECONDS = 1000  # between two checks of the workers of a program that has replaced the parent
+_MOST_ROUNDS = 10  # of searching for processes that have started meanwhile
+_MANY = 64  # pids after which those of ended processes are dropped
 
 
 def main(parent: int, control: int) -> None:
-    """Wait for the end of the parent, then end what it told of."""
-    os.setsid()  # what a terminal sends to its processes, or others to a group, is not for this one
+    """Wait for the end of the parent, then end its workers."""
+    os.setsid()  # signals to the processes of a terminal or of a group must not reach this one
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
@@ -33,14 +33,14 @@ def main(parent: int, control: int) -> None:
 
 
 def _outlive(parent: int, control: int, pids: dict[int, str]) -> bool:
-    """Wait until the parent is gone, and take in the pids that it tells; False if all those are gone before."""
+    """Receive pids until the parent is gone; return False if all these processes have ended before it."""
     poller, life = select.poll(), _descriptor_of(parent)
     poller.register(control, select.POLLIN)
     if life is not None:
         poller.register(life, select.POLLIN)
     rest, is_open = b"", True
     while True:
-        is_gone = os.getppid() != parent  # before the rest is read
+        is_gone = os.getppid() != parent  # read this before the rest of the pids
         patience = None if life is not None else _POLL_MILLISECONDS
         events = poller.poll(0 if is_gone else patience if is_open else _ALONE_MILLISECONDS)
         if is_open and any(number == control for number, _ in events):
@@ -61,7 +61,7 @@ def _outlive(parent: int, control: int, pids: dict[int, str]) -> bool:
 
 
 def _descriptor_of(pid: int) -> int | None:
-    """Open what tells the end of a process; None where there is no such thing."""
+    """Open a descriptor that becomes readable when a process ends; None if the system has none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -83,13 +83,13 @@ def _runs(pid: int) -> bool:
 
 
 def start_of(pid: int) -> str:
-    """Tell when a process started, in the kernel's unit; empty where that is not told."""
+    """Return when a process started, in the kernel's unit; empty if unknown."""
     fields = _stat_of(pid)
     return fields[19] if fields else ""
 
 
 def _stat_of(pid: int) -> list[str]:
-    """Read what the kernel tells of a process, from its state on."""
+    """Return the fields of a process's stat file, from its state on; empty if there is none."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
             return file.read().rpartition(")")[2].split()
@@ -98,7 +98,7 @@ def _stat_of(pid: int) -> list[str]:
 
 
 def _end(pids: dict[int, str]) -> None:
-    """Kill processes and all that they have started, which is stopped first: it is to start nothing more."""
+    """Kill processes and their descendants; stop them first, so that they start no more."""
     from signal import SIGKILL, SIGSTOP
 
     found: set[int] = set()
@@ -114,11 +114,11 @@ def _end(pids: dict[int, str]) -> None:
 
 
 def _trees(pids: dict[int, str]) -> set[int]:
-    """Return those of some processes that still run, and the descendants of them all."""
+    """Return those processes that still run, and all descendants."""
     children: dict[int, list[int]] = {}
     try:
         running = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
-    except OSError:  # this system does not tell the parents of processes
+    except OSError:  # this system does not show the parents of processes
         running = []
     for pid in running:
         fields = _stat_of(pid)

@@ -1,10 +1,10 @@
-"""Workers are to end with this process, however it ends: what starts the program that sees to it, and tells it of them.
+"""The program that ends workers when this process has ended, however it ends: its start, and what it is sent.
 
-    begin(user) ──> orphan_watch.py, a child of this process       end(user) of the last one ──> it is ended
-    watch(pid)  ──> a line to it
+    begin(user) ──> orphan_watch.py starts, a child of this process       end(user) of the last user ──> it is killed
+    watch(pid)  ──> it receives one line
 
-There is one for all executors of a process, while there is one that has workers. Where it cannot be started, workers
-still look after themselves: see `worker.watch_parent`.
+All executors of a process share one program, which runs while any of them has workers. If it cannot be started, workers
+still watch their parent themselves: see `worker_process.watch_parent`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from contextlib import suppress
 from multiprocessing import spawn, util
 
 from forgepar.backends import orphan_watch
-from forgepar.forking import close_alone, fork_safe, hold_alone, in_child, no_forks
+from forgepar.system.forking import close_alone, fork_safe, hold_alone, in_child, no_forks
 
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may have SIGPIPE end it
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may let SIGPIPE end it
 
 
 class _Watcher:
-    """The program, and the socket to it."""
+    """The running program, and the socket to it."""
 
     def __init__(self) -> None:
         self._lock = fork_safe(threading.RLock())
         self.forget()
 
     def forget(self) -> None:
-        """Have nothing, as in a forked child: it is the parent's."""
+        """Forget the program, which in a forked child is the parent's."""
         self._users: set[int] = set()
         self._pid = self._descriptor = 0
 
     def begin(self, user: object) -> None:
         with no_forks, self._lock:
             if not self._users and not self._pid:
-                # Of processes or descriptors there are no more, or the program ends, when Python starts nothing more.
+                # There may be no more processes or descriptors, and at its end Python starts nothing more.
                 with suppress(OSError, RuntimeError):
                     self._start()
             self._users.add(id(user))
@@ -53,10 +53,10 @@ class _Watcher:
             close_alone(descriptor)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):  # the caller collects all of its children
+            with suppress(ChildProcessError):  # the caller waits for all of its children
                 os.waitpid(pid, 0)
 
-    def tell(self, pid: int) -> None:
+    def send(self, pid: int) -> None:
         with self._lock:
             if not self._pid:
                 return
@@ -81,5 +81,5 @@ class _Watcher:
 
 
 _watcher = _Watcher()
-begin, end, watch = _watcher.begin, _watcher.end, _watcher.tell
+begin, end, watch = _watcher.begin, _watcher.end, _watcher.send
 in_child(_watcher.forget)

@@ -1,10 +1,10 @@
-"""What the caller's process is to its tasks, beside code and arguments: environment, folder, search path, settings.
+"""The state of the caller's process that tasks see: environment, working directory, search path, settings.
 
-    caller:  here(), Lookout.look() ──Surroundings──> Batch.facts ──> worker:  Follower.follow
+    caller:  here(), SurroundingsTracker.current() ──> Batch.facts ──> worker:  SurroundingsApplier.apply
 
-The rule: a task sees what its caller saw when it called `run` or `submit`. Each worker process begins as the caller is
-at that moment (`begin_as`). The first batch of each run then sets all of it, as tasks of earlier runs may have changed
-the worker's process. Between jobs of a pool only what the caller changed meanwhile is changed in the worker.
+A task sees the state that its caller had when it called `run` or `submit`. Each worker process starts with the caller's
+state (`begin_as`). The first batch of each run sets all of it again, because tasks of earlier runs may have changed the
+worker's process. Between jobs of a pool, only what the caller has changed is set in the worker.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from forgepar.backends.output import UNRULED, Rules, follow_rules, rules_here
+from forgepar.backends.output_capture import NO_RULES, LoggingRules, apply_rules, rules_here
 from forgepar.errors import WorkingFolderGone
-from forgepar.forking import fork_safe
+from forgepar.system.forking import fork_safe
 from forgepar.values import worker_modules
 
-_MOST_REMEMBERED = 64  # surroundings that a `Lookout` finds again: a block that patches a variable makes two
-_MOST_PATH = 4097  # bytes, the closing zero included
+_MOST_REMEMBERED = 64  # packed surroundings that a tracker reuses: a block that patches a variable makes two
+_MOST_PATH = 4097  # bytes, with the terminating zero
 _STANDARD_DECIMAL = (28, "ROUND_HALF_EVEN", -999999, 999999, 1, 0, ("DivisionByZero", "InvalidOperation", "Overflow"))
 
-Rule: TypeAlias = Callable[[Rules, Rules], None]  # what `output.follow_rules` is
+RuleSetter: TypeAlias = Callable[[LoggingRules, LoggingRules], None]  # as `output_capture.apply_rules`
 
 
-class Settings(NamedTuple):
-    """Plain settings that hold for a whole process, or in the case of `decimal` for a thread."""
+class ProcessSettings(NamedTuple):
+    """Settings of the process; that of `decimal` belongs to the thread."""
 
     recursion_limit: int
     int_max_str_digits: int
@@ -50,58 +50,58 @@ class Settings(NamedTuple):
     socket_timeout: float | None
     temporary_folder: str | None
     locale: str
-    decimal: tuple[Any, ...] | None  # the fields of the context; None: as Python sets them
+    decimal: tuple[Any, ...] | None  # fields of the context; None: Python's defaults
 
 
-class Process(NamedTuple):
+class ProcessState(NamedTuple):
     """The state of a process.
 
     Attributes:
-        environment: its variables, as bytes: they need not be text.
-        folder: its working directory; empty where that was deleted.
+        environment: environment variables, as bytes: they need not be text.
+        folder: the working directory; empty if it was deleted.
         path: `sys.path`.
         argv: `sys.argv`.
-        settings: the rest.
+        settings: all other settings.
     """
 
     environment: dict[bytes, bytes]
     folder: str
     path: list[str]
     argv: list[str]
-    settings: Settings
+    settings: ProcessSettings
 
 
 class Surroundings(NamedTuple):
-    """What tasks find around them.
+    """The state of the caller's process that tasks see.
 
     Attributes:
-        rules: how they log and warn.
-        process: all else; None where the workers' processes are not the caller's affair.
+        rules: how to log and warn.
+        process: all other state; None if the workers' processes keep their own.
     """
 
-    rules: Rules
-    process: Process | None = None
+    rules: LoggingRules
+    process: ProcessState | None = None
 
 
-UNKNOWN = Surroundings(UNRULED)
+UNKNOWN = Surroundings(NO_RULES)
 
 
 def here(*, is_strict: bool = True) -> Surroundings:
     """Return the surroundings of this process.
 
     Args:
-        is_strict: whether to refuse where the working directory was deleted.
+        is_strict: whether to raise if the working directory was deleted.
 
     Raises:
-        WorkingFolderGone: it was.
+        WorkingFolderGone: the working directory was deleted.
     """
-    process = Process(_variables().copy(), _folder(is_strict), _text(sys.path), _text(sys.argv), _settings())
+    process = ProcessState(_variables().copy(), _folder(is_strict), _text(sys.path), _text(sys.argv), _settings())
     return Surroundings(rules_here(), process)
 
 
 def pack(surroundings: Surroundings) -> bytes:
-    """Return surroundings as they travel."""
-    global _last_packed  # there is one process, and it seldom changes
+    """Pickle surroundings."""
+    global _last_packed  # the surroundings of this process seldom change
     known, packed = _last_packed
     if surroundings != known:
         packed = pickle.dumps(surroundings, protocol=5)
@@ -109,9 +109,9 @@ def pack(surroundings: Surroundings) -> bytes:
     return packed
 
 
-@functools.lru_cache(maxsize=4)  # the same come with run after run
+@functools.lru_cache(maxsize=4)  # most runs bring the same ones
 def unpack(packed: bytes) -> Surroundings:
-    """Return surroundings that have travelled; they are not to be changed."""
+    """Unpickle surroundings; callers must not change them."""
     surroundings: Surroundings = pickle.loads(packed)
     return surroundings
 
@@ -120,32 +120,33 @@ _last_packed = (UNKNOWN, pickle.dumps(UNKNOWN, protocol=5))
 
 
 def _variables() -> dict[bytes, bytes]:
-    """Return the environment, not to be changed: `os.environ` is 20 times as slow to copy or compare."""
+    """Return the environment, which callers must not change: `os.environ` is 20 times slower to copy or compare."""
     found = getattr(os.environ, "_data", None)
     if type(found) is dict:
         return found
-    return {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}  # a program has replaced it
+    # A program has replaced `os.environ`.
+    return {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
 
 
 def _folder(is_strict: bool) -> str:
     try:
-        return os.getcwd()  # noqa: PTH109  (pathlib takes longer to load than all else here)
+        return os.getcwd()  # noqa: PTH109  (loading pathlib takes longer than all else here)
     except FileNotFoundError:
         if not is_strict:
             return ""
         raise WorkingFolderGone(
             "The working directory of this process was deleted, so tasks cannot run in it. "
-            "Change to one that exists, by os.chdir, before tasks are run or submitted."
+            "Change to an existing directory with os.chdir before tasks are run or submitted."
         ) from None
 
 
 def _folder_reader() -> Callable[[], object]:
-    """Return what reads the working directory without giving up the interpreter's lock.
+    """Return a function that reads the working directory without releasing the GIL.
 
-    `os.getcwd` does, so that a thread that submits jobs waits for the one that ships them, 10 us each time. What is
-    returned is for comparing alone; of a deleted folder it is None, or another text than before.
+    `os.getcwd` releases it, so that a thread that submits jobs waits 10 us each time for the thread that sends them.
+    Only compare what the function returns; for a deleted directory it is None, or a text that was not returned before.
     """
-    ctypes = sys.modules.get("ctypes")  # numpy has loaded it
+    ctypes = sys.modules.get("ctypes")  # numpy loads it
     try:
         read = ctypes.PyDLL(None).getcwd  # type: ignore[union-attr]
     except (AttributeError, OSError):
@@ -156,18 +157,18 @@ def _folder_reader() -> Callable[[], object]:
 
 
 def _text(entries: list[Any]) -> list[str]:
-    """Copy a list of text; what else users put there is turned into text, as it could not be unpickled everywhere."""
+    """Copy a list of strings; other entries become strings, as not every process could unpickle them."""
     if {str}.issuperset(map(type, entries)):
         return entries[:]
     return [str(entry) for entry in entries]
 
 
-def _settings() -> Settings:
-    return Settings._make((*_cheap_settings(), locale.setlocale(locale.LC_ALL), _decimal()))
+def _settings() -> ProcessSettings:
+    return ProcessSettings._make((*_cheap_settings(), locale.setlocale(locale.LC_ALL), _decimal()))
 
 
 def _cheap_settings() -> tuple[Any, ...]:
-    """Return what costs next to nothing to look at: all but the last two."""
+    """Return the settings that are cheap to read: all except the last two."""
     return (
         sys.getrecursionlimit(),
         sys.get_int_max_str_digits(),
@@ -188,59 +189,59 @@ def _decimal() -> tuple[Any, ...] | None:
     return None if fields == _STANDARD_DECIMAL else fields
 
 
-class Moment(NamedTuple):
-    """Surroundings as they are, or were, in this process.
+class PackedSurroundings(NamedTuple):
+    """Surroundings of this process at one time.
 
     Attributes:
-        number: tells them from others of one `Lookout`.
-        packed: they themselves.
+        number: identifies them among those of one `SurroundingsTracker`.
+        packed: the pickled `Surroundings`.
     """
 
     number: int
     packed: bytes
 
 
-class Lookout:
-    """Tells the surroundings of this process again and again, at 2 us where they have not changed.
+class SurroundingsTracker:
+    """Reads the surroundings of this process repeatedly, in 2 us if they have not changed.
 
-    All is looked at each time but this: the locale, other fields of the `decimal` context than precision and rounding,
-    and ``disabled`` of loggers. A change of these alone is seen once anything else has changed. Levels of loggers are
+    Each call checks everything except the locale, fields of the `decimal` context other than precision and rounding,
+    and ``disabled`` of loggers. A change of these alone is seen when something else has changed. Levels of loggers are
     known to be the same until `Logger.setLevel` or `logging.disable` is called.
     """
 
     def __init__(self) -> None:
-        self._lock = fork_safe(threading.RLock())  # reentrant: a signal handler may look
+        self._lock = fork_safe(threading.RLock())  # reentrant: a signal handler may call `current`
         self._numbers = itertools.count(1)
-        self._known: OrderedDict[bytes, Moment] = OrderedDict()
+        self._known: OrderedDict[bytes, PackedSurroundings] = OrderedDict()
         self._read_folder = _folder_reader()
         self._levels_mark = object()
         self._seen: tuple[Any, ...] = ()
-        self._last = Moment(0, b"")
+        self._last = PackedSurroundings(0, b"")
 
-    def look(self) -> Moment:
-        """Return the surroundings; the same object as before where nothing has changed.
+    def current(self) -> PackedSurroundings:
+        """Return the surroundings; the same object as before if nothing has changed.
 
         Raises:
             WorkingFolderGone: the working directory was deleted.
         """
-        # `setLevel` and `disable` clear these caches, of all loggers.
+        # `setLevel` and `disable` clear these caches of all loggers.
         is_level = self._levels_mark in logging.root._cache  # type: ignore[attr-defined]
-        if is_level and self._seen == _at_a_glance(self._read_folder()):
+        if is_level and self._seen == _cheap_state(self._read_folder()):
             return self._last
         with self._lock:
-            return self._look_closely()
+            return self._read()
 
-    def _look_closely(self) -> Moment:
+    def _read(self) -> PackedSurroundings:
         cache = logging.root._cache  # type: ignore[attr-defined]
         cache.pop(self._levels_mark, None)
         mark = object()
-        cache[mark] = True  # before levels are read: who changes one meanwhile removes it
-        variables, path, argv, filters, *others = _at_a_glance(self._read_folder())
+        cache[mark] = True  # before levels are read: a thread that changes one meanwhile removes it
+        variables, path, argv, filters, *others = _cheap_state(self._read_folder())
         seen = (variables.copy(), path[:], argv[:], filters[:], *others)
         packed = pack(here())
         known = self._known.get(packed)
         if known is None:
-            known = self._known[packed] = Moment(next(self._numbers), packed)
+            known = self._known[packed] = PackedSurroundings(next(self._numbers), packed)
             if len(self._known) > _MOST_REMEMBERED:
                 self._known.popitem(last=False)
         else:
@@ -249,8 +250,8 @@ class Lookout:
         return known
 
 
-def _at_a_glance(folder: object) -> tuple[Any, ...]:
-    """Return what is quick to look at, beside the folder; the first four are not copies."""
+def _cheap_state(folder: object) -> tuple[Any, ...]:
+    """Return the state that is cheap to read, and the folder; the first four items are not copies."""
     return (
         _variables(),
         sys.path,
@@ -273,108 +274,108 @@ def _cheap_decimal() -> tuple[int, str] | None:
 # In workers
 
 
-_defaults: dict[bytes, bytes] = {}  # variables that this process has where its caller does not
+_defaults: dict[bytes, bytes] = {}  # variables that this process has if its caller has not
 _begun = UNKNOWN
 
 
 def begin_as(surroundings: Surroundings, defaults: Mapping[str, str], *, with_rules: bool = True) -> None:
-    """Have this process, which is to be a worker, begin as its caller is.
+    """Give a new worker process the surroundings of its caller.
 
     Args:
-        surroundings: the caller's.
-        defaults: variables that this process is to have where its caller does not.
-        with_rules: whether to log and warn as the caller does from now on, or from the first batch on: classes of
-            warnings may be of modules that take long to import.
+        surroundings: the caller's surroundings.
+        defaults: variables that this process has if the caller has not.
+        with_rules: whether to apply rules for logging and warnings now, instead of at the first batch: classes of
+            warnings may be from modules that take long to import.
     """
-    global _begun  # there is one process
+    global _begun
     _defaults.update((os.fsencode(name), os.fsencode(value)) for name, value in defaults.items())
-    for name, value in defaults.items():  # numpy, which classes of warnings may load, reads them then
+    for name, value in defaults.items():  # unpickling classes of warnings may load numpy, which reads them
         os.environ.setdefault(name, value)
     _begun = here(is_strict=False)
-    with suppress(Exception):  # the first batch comes to the same end, and has tasks that can tell of it
-        _follow(surroundings, _begun, follow_rules if with_rules else None)
+    with suppress(Exception):  # the first batch fails in the same way, and has tasks that can report it
+        _apply(surroundings, _begun, apply_rules if with_rules else None)
         _begun = surroundings if with_rules else surroundings._replace(rules=_begun.rules)
 
 
-class Follower:
-    """Makes this process what the caller's was when it called `run` or `submit`."""
+class SurroundingsApplier:
+    """Gives a worker's process the surroundings that the caller had when it called `run` or `submit`."""
 
     def __init__(self) -> None:
         self._run: str | None = None
-        self._followed = _begun
-        self._is_exact = False  # whether this process is what was followed, and nothing has run since
-        self._made_exact: tuple[Surroundings, Surroundings] | None = None  # what was followed, and what it made here
+        self._applied = _begun
+        self._is_exact = False  # whether all surroundings were applied, and nothing has run since
+        self._made_exact: tuple[Surroundings, Surroundings] | None = None  # what was applied, and the state it led to
         self._n_modules = 0
-        self._due: bytes | None = None
-        self._due_run = ""
+        self._pending: bytes | None = None
+        self._pending_run = ""
 
-    def hear(self, run: str, packed: bytes) -> None:
-        """Note what a batch brings, for `follow`.
+    def receive(self, run: str, packed: bytes) -> None:
+        """Note what a batch brings, for `apply`.
 
         Args:
-            run: which run it is.
+            run: the id of the batch's run.
             packed: the caller's surroundings.
         """
-        self._due, self._due_run = packed, run
+        self._pending, self._pending_run = packed, run
 
     @property
-    def is_behind(self) -> bool:
-        """Whether something was heard that this has not followed."""
-        return self._due is not None
+    def is_pending(self) -> bool:
+        """Whether `apply` has not yet applied what was received."""
+        return self._pending is not None
 
-    def follow(self, rule: Rule | None) -> None:
-        """Follow what was heard last: at the first batch of a run in all things, later in what the caller changed.
+    def apply(self, set_rules: RuleSetter | None) -> None:
+        """Apply what was received last: at the first batch of a run everything, later what the caller has changed.
 
-        What the executor's initializer did before the very first batch stays.
+        What the executor's initializer did before the first batch of all stays.
 
         Args:
-            rule: has this process log and warn by rules; None where it does so as it is, as in the caller's own.
+            set_rules: makes this process log and warn by rules; None: it already does so, as the caller's own process.
 
         Raises:
-            WorkingFolderGone: the caller's working directory is gone. It is tried again, and fails again, next time.
+            WorkingFolderGone: the caller's working directory is gone. The next call tries and fails again.
         """
-        assert self._due is not None, "there is nothing to follow"
-        due, since = unpack(self._due), self._followed
-        begins = due.process is not None and self._run not in (None, self._due_run)
+        assert self._pending is not None, "nothing was received"
+        wanted, since = unpack(self._pending), self._applied
+        begins = wanted.process is not None and self._run not in (None, self._pending_run)
         if begins:
             since = here(is_strict=False)
             worker_modules.expect_new_files()
-        if not begins or self._made_exact != (due, since):
-            _follow(due, since, rule)
-            self._made_exact = (due, here(is_strict=False)) if begins else None
-        self._run, self._followed, self._due, self._is_exact = self._due_run, due, None, begins
+        if not begins or self._made_exact != (wanted, since):
+            _apply(wanted, since, set_rules)
+            self._made_exact = (wanted, here(is_strict=False)) if begins else None
+        self._run, self._applied, self._pending, self._is_exact = self._pending_run, wanted, None, begins
 
     def before_imports(self) -> Surroundings | None:
-        """Return what `after_imports` needs to undo what modules do to the surroundings while they are imported.
+        """Return the state with which `after_imports` undoes what modules change while they are imported.
 
-        The caller imported them before it was looked at, and may have changed what they did.
+        The caller imported them before its surroundings were read, and may have changed what the imports did.
         """
-        if self._followed.process is None:
+        if self._applied.process is None:
             return None
-        before = self._followed if self._is_exact else here(is_strict=False)
+        before = self._applied if self._is_exact else here(is_strict=False)
         self._n_modules, self._is_exact = len(sys.modules), False
         return before
 
-    def after_imports(self, before: Surroundings | None, rule: Rule | None) -> None:
-        """Make the surroundings again what they were at `before_imports`, where something was imported since."""
+    def after_imports(self, before: Surroundings | None, set_rules: RuleSetter | None) -> None:
+        """Restore the surroundings of `before_imports` if any module was imported since."""
         if before is not None and len(sys.modules) != self._n_modules:
-            _follow(before, here(is_strict=False), rule)
+            _apply(before, here(is_strict=False), set_rules)
 
 
-def _follow(wanted: Surroundings, since: Surroundings, rule: Rule | None) -> None:
-    """Change in this process what differs between two surroundings; the folder last, as that may fail."""
+def _apply(wanted: Surroundings, since: Surroundings, set_rules: RuleSetter | None) -> None:
+    """Change what differs between two surroundings in this process; the folder last, as that may fail."""
     to, before = wanted.process, since.process
     if to is not None and before is not None:
-        _follow_process(to, before)
-    if rule is not None:
-        rule(wanted.rules, since.rules)
+        _apply_state(to, before)
+    if set_rules is not None:
+        set_rules(wanted.rules, since.rules)
     if to is not None and before is not None and to.folder != before.folder:
         _change_folder(to.folder)
         importlib.invalidate_caches()
 
 
-def _follow_process(wanted: Process, since: Process) -> None:
-    """Change all but the folder."""
+def _apply_state(wanted: ProcessState, since: ProcessState) -> None:
+    """Change everything except the folder."""
     variables, before = {**_defaults, **wanted.environment}, {**_defaults, **since.environment}
     if variables != before:
         _set_variables(variables, before)
@@ -405,14 +406,14 @@ def _change_folder(folder: str) -> None:
         os.chdir(folder)
     except OSError as error:
         raise WorkingFolderGone(
-            f"The task cannot run in {folder!r}, the working directory of its caller when it called `run` or "
-            f"`submit`: {error.strerror}. Keep that folder until its tasks are done.",
+            f"The task cannot run in {folder!r}, the working directory when `run` or `submit` was called: "
+            f"{error.strerror}. Keep that directory until the tasks are done.",
             folder=folder,
         ) from None
 
 
 def _set_decimal(fields: tuple[Any, ...] | None) -> None:
-    import decimal  # 2 ms, for programs that have changed its context
+    import decimal  # takes 2 ms, and only programs that change its context need it
 
     precision, rounding, least, most, capitals, clamp, names = _STANDARD_DECIMAL if fields is None else fields
     traps = [getattr(decimal, name) for name in names]

@@ -1,1 +1,1 @@
-"""Small real programs, each importable and runnable from the command line."""
+"""Small complete programs, to import or to run from the command line."""

@@ -1,4 +1,4 @@
-"""One of two branches, as a value decides: `forgepar.when`.
+"""Run one of two branches, depending on a value: `forgepar.when`.
 
 ``forgepar run forgepar.examples.branch`` and ``forgepar run forgepar.examples.branch -p number=97`` print::
 
@@ -17,22 +17,22 @@ def smallest_divisor(number: int) -> int:
 
 
 def is_smaller(divisor: int, number: int) -> bool:
-    """Tell whether a divisor is not the number itself."""
+    """Return whether a divisor is smaller than the number."""
     return divisor < number
 
 
 def product(number: int, divisor: int) -> str:
-    """Write a number as a product."""
+    """Return a number as a product, as text."""
     return f"{number} = {divisor} x {number // divisor}"
 
 
 def prime(number: int) -> str:
-    """Say that a number is prime."""
+    """Return the text for a prime number."""
     return f"{number} is prime"
 
 
 def workflow(number: int = 91) -> fp.Workflow:
-    """Declare the question for a number from 2."""
+    """Declare the workflow for a number of at least 2."""
     wf = fp.Workflow("branch")
     divisor = wf.add(smallest_divisor, number)
     is_composite = wf.add(is_smaller, divisor, number)

@@ -1,8 +1,8 @@
-"""A function that gets another one's error: `forgepar.attempt`.
+"""Handle the error of a function with another function: `forgepar.attempt`.
 
 ``forgepar run forgepar.examples.caught`` prints::
 
-    [3, 7, 'no number: x1']
+    [3, 7, 'not a number: x1']
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import forgepar as fp
 
 
-def no_number(error: Exception, text: str) -> str:
-    """Say which text is no number."""
-    del error  # says the same with more words
-    return f"no number: {text}"
+def not_a_number(error: Exception, text: str) -> str:
+    """Return the text that replaces the value; ``error`` is what ``int`` raised."""
+    del error
+    return f"not a number: {text}"
 
 
 def as_text(values: list[object]) -> str:
-    """Write the values as a list."""
+    """Return the values as text."""
     return str(values)
 
 
 def workflow() -> fp.Workflow:
-    """Declare the reading of three texts, of which one is no number."""
+    """Declare the conversion of three texts; the last one is not a number."""
     wf = fp.Workflow("caught")
-    wf.add(as_text, wf.map(fp.attempt(int, catch=no_number), ["3", "7", "x1"]))
+    wf.add(as_text, wf.map(fp.attempt(int, catch=not_a_number), ["3", "7", "x1"]))
     return wf

@@ -1,4 +1,4 @@
-"""A chain of steps, each of which gets what the one before returned: `forgepar.sequence`.
+"""Chain functions: each gets the return value of the one before. `forgepar.sequence`.
 
 ``forgepar run forgepar.examples.chain`` prints::
 
@@ -11,17 +11,17 @@ import forgepar as fp
 
 
 def words(text: str) -> list[str]:
-    """Split a text."""
+    """Split a text into words."""
     return text.strip().lower().split()
 
 
-def described(found: list[str]) -> str:
-    """Say how many words there are, and which is the longest."""
+def describe(found: list[str]) -> str:
+    """Return the number of words and the longest of them, as text."""
     return f"{len(found)} words, the longest is {max(found, key=len)!r}"
 
 
 def workflow(text: str = "  Peck of pickled ") -> fp.Workflow:
     """Declare the chain for a text."""
     wf = fp.Workflow("chain")
-    fp.sequence(wf, text, words, sorted, described)
+    fp.sequence(wf, text, words, sorted, describe)
     return wf

@@ -1,4 +1,4 @@
-"""A workflow inside of another, twice, with what it starts from replaced: `Workflow.include`.
+"""Include a workflow in another, twice, with other inputs: `Workflow.include`.
 
 ``forgepar run forgepar.examples.composed`` prints::
 
@@ -13,25 +13,25 @@ import forgepar as fp
 
 
 def season() -> fp.Workflow:
-    """Declare what is to be known of some temperatures, which are the value of ``read``."""
+    """Declare the statistics of temperatures, which are the value of task ``read``."""
     wf = fp.Workflow("season")
-    read = wf.add(fp.task(list).options(name="read"), [0.0])
-    wf.add(fp.task(described).options(name="described"), wf.add(statistics.mean, read), wf.add(spread, read))
+    read: fp.TaskHandle[list[float]] = wf.add(fp.task(list).options(name="read"), [0.0])
+    wf.add(fp.task(describe).options(name="described"), wf.add(statistics.mean, read), wf.add(spread, read))
     return wf
 
 
 def spread(values: list[float]) -> float:
-    """Return how far the lowest and the highest are apart."""
+    """Return the difference of the highest and the lowest value."""
     return max(values) - min(values)
 
 
-def described(mean: float, width: float) -> str:
-    """Put it in words."""
+def describe(mean: float, width: float) -> str:
+    """Return the statistics as text."""
     return f"mean {mean:.1f}, spread {width:.1f}"
 
 
-def joined(winter: str, summer: str) -> str:
-    """Put both together."""
+def join(winter: str, summer: str) -> str:
+    """Return both texts as one."""
     return f"winter: {winter}; summer: {summer}"
 
 
@@ -40,5 +40,5 @@ def workflow() -> fp.Workflow:
     wf, inner = fp.Workflow("year"), season()
     winter = wf.include(inner, read=[0.0, 2.0, 4.0], prefix="winter")
     summer = wf.include(inner, read=[17.0, 21.0, 25.0], prefix="summer")
-    wf.add(joined, winter["described"], summer["described"])
+    wf.add(join, winter["described"], summer["described"])
     return wf

@@ -1,4 +1,4 @@
-"""A task an item of a list that is known only when the workflow runs: `Workflow.map` of a handle.
+"""Map over a list that another task returns, with one task per item: `Workflow.map` of a handle.
 
 ``forgepar run forgepar.examples.fan_out`` prints::
 
@@ -27,14 +27,14 @@ def square(number: int) -> int:
     return number * number
 
 
-def told(number: int, factors: list[int], squares: list[int]) -> str:
-    """Put it in words."""
+def describe(number: int, factors: list[int], squares: list[int]) -> str:
+    """Return the factors and their squares as text."""
     return f"{number} = {' x '.join(map(str, factors))}, squared {' x '.join(map(str, squares))}"
 
 
 def workflow(number: int = 360) -> fp.Workflow:
-    """Declare the squares of the factors of a number: how many there will be, nobody knows before."""
+    """Declare the squares of the prime factors of a number. Their count is known only during the run."""
     wf = fp.Workflow("fan out")
     factors = wf.add(prime_factors, number)
-    wf.add(told, number, factors, wf.map(square, factors))
+    wf.add(describe, number, factors, wf.map(square, factors))
     return wf

@@ -1,4 +1,4 @@
-"""Several tasks as one, side by side: `forgepar.ParallelTasks`.
+"""Run several functions in parallel and collect their values: `forgepar.ParallelTasks`.
 
 ``forgepar run forgepar.examples.side_by_side`` prints::
 
@@ -22,12 +22,12 @@ def n_primes(limit: int) -> int:
 
 
 def n_squares(limit: int) -> int:
-    """Count the squares below a limit, 0 among them."""
+    """Count the squares below a limit, including 0."""
     return sum(1 for root in range(limit) if root * root < limit)
 
 
 def n_perfect(limit: int) -> int:
-    """Count the numbers below a limit that are the sum of what divides them."""
+    """Count the numbers below a limit that equal the sum of their divisors."""
     sums = [0] * limit
     for divisor in range(1, limit):
         for number in range(2 * divisor, limit, divisor):
@@ -35,8 +35,8 @@ def n_perfect(limit: int) -> int:
     return sum(1 for number in range(2, limit) if sums[number] == number)
 
 
-def told(counts: Sequence[int], *, limit: int) -> str:
-    """Say how many there are of each."""
+def describe(counts: Sequence[int], *, limit: int) -> str:
+    """Return the counts as text."""
     primes, squares, perfect = counts
     return f"below {limit}: {primes} primes, {squares} squares, {perfect} perfect numbers"
 
@@ -45,5 +45,5 @@ def workflow(limit: int = 10_000) -> fp.Workflow:
     """Declare the counts below a limit."""
     wf = fp.Workflow("side by side")
     counts = fp.ParallelTasks([(n_primes, limit), (n_squares, limit), (n_perfect, limit)]).add_to(wf)
-    wf.add(told, counts, limit=limit)
+    wf.add(describe, counts, limit=limit)
     return wf

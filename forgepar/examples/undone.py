@@ -1,6 +1,6 @@
-"""Files that are written, and removed again when a later task fails: ``compensate=``.
+"""Remove the files that tasks wrote when a later task fails: ``compensate=``.
 
-``forgepar run forgepar.examples.undone`` fails, as it is meant to; ``python -m forgepar.examples.undone`` prints::
+``forgepar run forgepar.examples.undone`` fails on purpose; ``python -m forgepar.examples.undone`` prints::
 
     publish failed: the server is away
     undone: write-0, write-1, write-2
@@ -17,26 +17,26 @@ import forgepar as fp
 
 @fp.task(effects=True, compensate=Path.unlink)
 def write(folder: str, number: int) -> Path:
-    """Write a file; its compensation removes it."""
+    """Write a file; the compensation removes it."""
     path = Path(folder) / f"part-{number}"
     path.write_text(f"part {number}\n")
     return path
 
 
 def publish(paths: list[Path]) -> None:
-    """Fail, as servers do."""
+    """Fail, as if a server were down."""
     raise ConnectionError(f"the server is away; {len(paths)} files are not published")
 
 
 def workflow(folder: str | None = None) -> fp.Workflow:
-    """Declare the writing of three files into a folder, and what then fails."""
+    """Declare three tasks that write files, and one that fails after them."""
     wf = fp.Workflow("undone")
     wf.add(publish, wf.map(write, [folder or tempfile.gettempdir()] * 3, range(3)))
     return wf
 
 
 def main() -> None:
-    """Run it, and tell what is left."""
+    """Run the workflow, and print what was undone."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             workflow(folder).run(workers=2)

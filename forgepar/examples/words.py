@@ -1,18 +1,18 @@
-r"""The commonest words of some texts, found by programs that are on every POSIX system.
+r"""Find the most common words of some texts, with programs of every POSIX system.
 
-Each text goes through two programs, the second of which reads what the first wrote; the words of all texts together
-go through two more::
+Two programs process each text; the second one reads the output of the first. Two more programs process the words of
+all texts together::
 
-    tr (into words) --> tr (into small letters) --+--> join --> sort --> uniq (counting) --> commonest
-                                                  |
-    the same for each other text -----------------+
+    tr (split into words) --> tr (to lower case) --+--> join --> sort --> uniq (count) --> commonest
+                                                   |
+    the same for each other text ------------------+
 
-Run it on two tongue twisters, or on a text of your own::
+Run it on two tongue twisters, or on your own text::
 
     forgepar run forgepar.examples.words
     forgepar run forgepar.examples.words -p path=README.md -p count=20
 
-``python -m forgepar.examples.words`` does the first, and prints::
+``python -m forgepar.examples.words`` uses the tongue twisters, and prints::
 
      3  sea
      3  shells
@@ -35,7 +35,7 @@ TWISTERS = (
 
 
 def registry() -> fp.ToolRegistry:
-    """Return the programs that are needed, told to sort by the bytes, whatever the user's language."""
+    """Return the programs. LC_ALL=C makes them sort by bytes in every locale."""
     tools = fp.ToolRegistry()
     for name in ("tr", "sort", "uniq"):
         tools.add(name, env={"LC_ALL": "C"})
@@ -43,16 +43,16 @@ def registry() -> fp.ToolRegistry:
 
 
 def join(words: Sequence[fp.ToolResult]) -> str:
-    """Put the words of several texts together, one a line."""
+    """Join the words of several texts, one per line."""
     return "".join(result.stdout for result in words)
 
 
 def commonest(counted: fp.ToolResult, *, count: int) -> str:
-    """Return the commonest of the words that ``uniq -c`` counted, those of one number by name.
+    """Return the most common words, with their counts; sort words of the same count by name.
 
     Args:
-        counted: a number and a word a line.
-        count: how many words.
+        counted: the output of ``uniq -c``, a count and a word per line.
+        count: number of words to return.
     """
     pairs = [(int(number), word) for number, word in map(str.split, counted.stdout.splitlines())]
     pairs.sort(key=lambda pair: (-pair[0], pair[1]))
@@ -60,11 +60,11 @@ def commonest(counted: fp.ToolResult, *, count: int) -> str:
 
 
 def workflow(path: str | None = None, count: int = 5) -> fp.Workflow:
-    """Declare the search for the commonest words.
+    """Declare the search for the most common words.
 
     Args:
-        path: a text file; None: two tongue twisters.
-        count: how many words.
+        path: a text file; None is two tongue twisters.
+        count: number of words to return.
 
     Returns:
         A workflow with one output, the words: the value of ``commonest``.

@@ -1,4 +1,4 @@
-"""Names as pictures show them: without what cannot be shown, as wide as their box at the most."""
+"""Names in pictures: without characters that cannot be shown, and shortened to fit their box."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import unicodedata
 
 ELLIPSIS = "…"
 TIMES = "\N{MULTIPLICATION SIGN}"
-_MOST_TITLE = 1_000  # characters of a full name: more would fill the screen
-_NOT_SHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, halves of pairs, line and paragraph separators
-_BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text round
+_MOST_TITLE = 1_000  # characters of a tooltip: more would fill the screen
+_NOT_SHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, line and paragraph separators
+# They set the direction of text.
+_BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def cleaned(text: str) -> str:
-    """Return a text on one line, without what XML forbids or what would turn the text around it round."""
+    """Return a text on one line, without characters that XML forbids or that change the direction of text."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(letter) for letter in " ".join(text.split()) if letter not in _BIDI)
 
 
 def titled(text: str) -> str:
-    """Return a full name as a tooltip has it."""
+    """Return a full name for a tooltip."""
     text = cleaned(text)
     return text if len(text) <= _MOST_TITLE else text[: _MOST_TITLE - 1] + ELLIPSIS
 
 
 def columns(text: str) -> int:
-    """Count the columns that a text takes in a font of fixed width: two for a wide letter, none for an accent."""
+    """Return the width of a text in a fixed-width font: two columns for a wide letter, none for an accent."""
     return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of so many columns at the most, its middle left out: names differ in how they begin and end."""
+    """Shorten a text to at most ``most`` columns, by its middle: names often differ at the start and the end."""
     if columns(text) <= most:
         return text
     end = _fitting(text[::-1], (most - 1) // 2)[::-1]

@@ -2,15 +2,15 @@
 
     write, grant ──> segment ──> read (mapped, any number of times) ──> free ──> free list ──> write, grant
                         │                                                 └──> unlinked: small, or the list is full
-                        └──> on disk, where the memory budget is used up or shared memory is full
+                        └──> on disk, if the memory budget is used up or shared memory is full
 
-A segment is written once, mapped read-only by whoever needs it, and freed when nobody is to take its value any more.
-Large ones are then kept for the next value of their size class: pages that exist already are written three times as
-fast as new ones. Whoever maps a large segment holds a shared lock on it, and nobody writes to one again that is still
-mapped: the kernel drops the lock with the mapping, and with the process that dies.
+A segment is written once, mapped read-only by its readers, and freed when no task needs its value any more. Large
+segments are then kept for the next value of their size class: existing pages are written three times as fast as new
+ones. A process that maps a large segment holds a shared lock on it, and a segment that is still mapped is not written
+to again. The kernel drops the lock with the mapping, also when the process dies.
 
-Any process may do any of this at any time: claiming a freed segment is one rename. What is in use is counted in a
-meter, shared memory again, of which every process writes one column.
+Any process may do any of this at any time: one rename claims a freed segment. A usage meter, also in shared memory,
+counts the bytes in use; each process writes one column of it.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from forgepar.errors import ArenaFull, WrongProcess, add_note
-from forgepar.values.files import is_unmapped, lock, make, map_to_read, map_to_write, open_to_read, reserve, write_all
-from forgepar.values.meter import Meter, Row
-from forgepar.values.segment import ALIGNMENT, LEAST_KEPT, Segment, maker_of, name_of, names_of, size_class, size_of
+from forgepar.errors import ArenaFull, WrongProcess, add_note, report
+from forgepar.values import segment_files as files
+from forgepar.values.segments import ALIGNMENT, LEAST_KEPT, Segment, maker_of, name_of, names_of, size_class, size_of
+from forgepar.values.usage_meter import MeterRow, UsageMeter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NO_BUDGET = (1 << 63) - 1
-METER, IDLE = "meter", "idle"  # what else is in the folder: that file, and the folder of segments kept for later
-# How long to wait for a kept segment that is still mapped: workers let go when they are told to, within 0.2 ms, and a
-# new segment costs ten times as much as this.
-_WAIT_SECONDS_A_BYTE = 2e-11
+METER, IDLE = "meter", "idle"  # the meter's file, and the folder of segments kept for later values
+# How long to wait for an idle segment that is still mapped: workers unmap within 0.2 ms of being asked, and a new
+# segment costs ten times as much as this wait.
+_WAIT_SECONDS_PER_BYTE = 2e-11
 _WAIT_STEP_SECONDS = 1e-4
+_ATTEMPTS = 3  # to make a file in a folder that may be removed at any time
 _MOST_MAPPED = 64  # segments that a worker keeps mapped for later tasks
 _counter = itertools.count()
 
 
-class Place(NamedTuple):
-    """Where an arena is, as it travels to workers.
+class ArenaLocation(NamedTuple):
+    """Folders and limits of an arena, as they are sent to workers.
 
     Attributes:
-        folder: of segments in memory, and of the meter.
-        spill_folder: of segments on disk.
-        budget: most bytes in memory, those kept for later included.
-        n_columns: how many processes have a column in the meter.
+        folder: folder of segments in memory, and of the meter.
+        spill_folder: folder of segments on disk.
+        budget: maximum bytes in memory, including those kept for later values.
+        n_columns: number of processes that have a column in the meter.
     """
 
     folder: str
@@ -60,16 +61,16 @@ class Place(NamedTuple):
     n_columns: int
 
 
-class Usage(NamedTuple):
-    """What an arena holds and has done, bytes (whole size classes) but for the count.
+class ArenaUsage(NamedTuple):
+    """Content and totals of an arena, in bytes of whole size classes except for the count.
 
     Attributes:
-        n_segments: how many segments have a value.
-        in_use: their size in memory.
-        idle: size of those in memory that are kept for later values.
-        peak: most that ever was in memory, used or idle.
-        spilled: how much ever went to disk.
-        reused: how much was ever written to segments that were kept.
+        n_segments: number of segments that have a value.
+        in_use: bytes of segments in memory that have a value.
+        idle: bytes of segments in memory that are kept for later values.
+        peak: maximum bytes that were in memory, in use or idle.
+        spilled: bytes that were written to disk in all.
+        reused: bytes that were written to reused segments in all.
     """
 
     n_segments: int
@@ -81,7 +82,7 @@ class Usage(NamedTuple):
 
 
 class _Grant(NamedTuple):
-    """A segment that a task got to fill in place: its name, where it is mapped, and whether it still is."""
+    """A segment that a task fills in place: its name, its address, its length, and the mapping."""
 
     name: str
     address: int
@@ -90,32 +91,33 @@ class _Grant(NamedTuple):
 
 
 class Arena:
-    """One process's hold on an arena.
+    """View of an arena in one process.
 
     Args:
-        place: where it is; a folder alone stands for an arena without budget.
-        column: which column of the meter this process writes.
+        place: folders and limits; a folder alone stands for an arena without budget.
+        column: the column of the meter that this process writes.
         keeps_mapped: whether large segments stay mapped until `drop`.
     """
 
     blob_limit = 32 * 1024  # bytes of pickle; below it a copy is cheaper than a segment's open, map and unlink
 
-    def __init__(self, place: Place | str | Path, column: int = 0, *, keeps_mapped: bool = False) -> None:
-        if not isinstance(place, Place):
-            place = Place(str(place), str(place), NO_BUDGET, 1)
+    def __init__(self, place: ArenaLocation | str | Path, column: int = 0, *, keeps_mapped: bool = False) -> None:
+        if not isinstance(place, ArenaLocation):
+            place = ArenaLocation(str(place), str(place), NO_BUDGET, 1)
         self.place = place
         self._folders = {"m": place.folder + os.sep, "d": place.spill_folder + os.sep}
         self._idle_folder = place.folder + os.sep + IDLE + os.sep
         self._has_idle_folder = os.path.isdir(self._idle_folder)  # noqa: PTH112
-        self._meter = Meter(place.folder + os.sep + METER, place.n_columns, column)
+        self._meter = UsageMeter(place.folder + os.sep + METER, place.n_columns, column)
         self._keeps_mapped = keeps_mapped
         self._owner = os.getpid()
         self._mapped: OrderedDict[str, memoryview] = OrderedDict()
         self._grants: list[_Grant] = []
+        self._is_removal_reported = False
 
     @property
     def folder(self) -> Path:
-        """The folder in memory."""
+        """Folder in shared memory."""
         from pathlib import Path  # a worker need not load it
 
         return Path(self.place.folder)
@@ -123,13 +125,13 @@ class Arena:
     # Writing
 
     def write(self, parts: Sequence[bytes | memoryview | tuple[str, int, int]]) -> Segment:
-        """Write a new segment, its parts each at a multiple of `ALIGNMENT`.
+        """Write a new segment, each part at a multiple of `ALIGNMENT`.
 
         Args:
-            parts: what to write; or where it lies already.
+            parts: bytes to write, or the (name, offset, length) of a part that lies in another segment.
 
         Returns:
-            what `read` and `free` take.
+            The segment, for `read` and `free`.
 
         Raises:
             ArenaFull: neither memory nor disk has room.
@@ -140,17 +142,18 @@ class Arena:
         return (name, *(part if type(part) is tuple else len(part) for part in parts))
 
     def grant(self, n_bytes: int) -> mmap.mmap:
-        """Map a new segment for writing; its content is whatever was there.
+        """Map a new segment for writing; its content is undefined.
 
-        It is remembered until what lies in it is written (`granted`, `give`), or nobody has it any more (`take_back`).
+        The arena keeps track of it until its content is part of a value (`granted`, `give`), or until its mapping is
+        deleted (`take_back`).
 
         Raises:
             ArenaFull: neither memory nor disk has room.
         """
-        name, descriptor = self._take(n_bytes, reserve)
+        name, descriptor = self._take(n_bytes, files.reserve)
         try:
-            lock(descriptor)
-            mapping = map_to_write(descriptor, n_bytes)
+            files.lock(descriptor)
+            mapping = files.map_to_write(descriptor, n_bytes)
             self._grants.append(_Grant(name, _address(mapping), n_bytes, weakref.ref(mapping)))
         except BaseException:
             self.free((name,), keep=False)
@@ -160,7 +163,7 @@ class Arena:
         return mapping
 
     def granted(self, buffer: memoryview) -> tuple[str, int, int] | None:
-        """Tell where a buffer lies, if that is in a segment that was granted: (name, offset, length)."""
+        """Return (name, offset, length) of a buffer that lies in a granted segment, else None."""
         if not self._grants or not len(buffer):
             return None
         address = _address(buffer)
@@ -171,25 +174,25 @@ class Arena:
         return None
 
     def give(self, segment: Segment) -> None:
-        """Hand the granted segments that parts of this one lie in over to whoever gets it: they have one value now."""
+        """Stop tracking the granted segments that this segment refers to: they belong to its value now."""
         if self._grants:
             given = names_of(segment)[1:]
             self._grants = [grant for grant in self._grants if grant.name not in given]
 
     def take_back(self) -> None:
-        """Free the granted segments that nobody has any more."""
+        """Free the granted segments that no object refers to any more."""
         for grant in [grant for grant in self._grants if grant.mapping() is None]:
             self._grants.remove(grant)
             self.free((grant.name,))
 
     def _write(self, parts: Sequence[bytes | memoryview], n_bytes: int) -> str:
-        name, descriptor = self._take(n_bytes, lambda opened, _: write_all(opened, parts))
+        name, descriptor = self._take(n_bytes, lambda opened, _: files.write_all(opened, parts))
         os.close(descriptor)
         return name
 
     def _take(self, n_bytes: int, fill: Callable[[int, int], None]) -> tuple[str, int]:
-        """Open a segment of this size, kept, new or on disk, and fill it."""
-        if os.getpid() != self._owner:  # both would count in one column of the meter
+        """Open a segment of this size, reused, new or on disk, and fill it."""
+        if os.getpid() != self._owner:  # parent and child would count in the same column of the meter
             raise WrongProcess.here(self._owner)
         size = size_class(n_bytes)
         for name, descriptor in self._candidates(size):
@@ -202,47 +205,71 @@ class Arena:
                     continue
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ArenaFull(
-                        f"a value of {n_bytes} bytes finds no room: the budget of {self.place.budget} bytes in "
-                        f"{self.place.folder} is used up, or its file system is full, and so is "
-                        f"{self.place.spill_folder} ({error}). Give more memory_budget=, keep fewer outputs, or "
-                        "point TMPDIR to a larger disk."
+                        f"no room for a value of {n_bytes} bytes: the budget of {self.place.budget} bytes in "
+                        f"{self.place.folder} is used up or its file system is full, and {self.place.spill_folder} is "
+                        f"full ({error}). Give a larger memory_budget=, keep fewer outputs, or set TMPDIR to a folder "
+                        "on a larger disk."
                     ) from error
-                add_note(error, f"raised while a value of {n_bytes} bytes was being written to {self._folder_of(name)}")
+                add_note(error, f"Raised while writing a value of {n_bytes} bytes to {self._folders[name[0]]}.")
                 raise
             return name, descriptor
         raise AssertionError("the last candidate is on disk, and its failure was raised")
 
-    def _folder_of(self, name: str) -> str:
-        return self._folders[name[0]].rstrip(os.sep)
-
     def _candidates(self, size: int) -> Iterator[tuple[str, int]]:
-        """Yield opened segments to try, the best first; whoever does not use one frees it."""
+        """Yield opened segments to try, the best first. The caller frees those that it does not use."""
         if size >= LEAST_KEPT and (kept := self._reuse(size)) is not None:
             yield kept
-        if self._book(size):
-            yield self._make("mn", size)
-        if self._evict() and self._book(size):
-            yield self._make("mn", size)
-        yield self._make("dn", size)
+        if (made := self._make_in_memory(size)) is not None:
+            yield made
+        if self._evict() and (made := self._make_in_memory(size)) is not None:
+            yield made
+        yield self._make_on_disk(size)
+
+    def _make_in_memory(self, size: int) -> tuple[str, int] | None:
+        """Open a new segment in memory; None if the budget has no room, or the folder was removed."""
+        if not self._count_new(size):
+            return None
+        try:
+            return self._make("mn", size)
+        except FileNotFoundError:
+            if not self._is_removal_reported:
+                self._is_removal_reported = True
+                report(
+                    f"{self.place.folder}, the folder of values in shared memory, was removed by another program. "
+                    "systemd-logind does that when a user logs out (RemoveIPC=). Values now go through files in "
+                    f"{self.place.spill_folder}, which is slower; values that were only in the folder are lost.",
+                    logger="forgepar.run",
+                )
+            return None
+
+    def _make_on_disk(self, size: int) -> tuple[str, int]:
+        """Open a new segment in the temporary folder; make the folder again if it was removed."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._make("dn", size)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):  # another process made it first
+                    os.mkdir(self.place.spill_folder, 0o700)  # noqa: PTH102  (a worker need not load pathlib)
+        return self._make("dn", size)
 
     def _make(self, kind: str, size: int) -> tuple[str, int]:
         name = name_of(kind, size, os.getpid(), next(_counter))
         try:
-            descriptor = make(self._folders[kind[0]] + name)
+            descriptor = files.make(self._folders[kind[0]] + name)
         except OSError as error:
             if kind[0] == "m":
-                self._meter.add(Row.MADE, -size)
-            add_note(error, f"raised while a file for a large value was being made in {self._folders[kind[0]]}")
+                self._meter.add(MeterRow.MADE, -size)
+            add_note(error, f"Raised while creating a file for a large value in {self._folders[kind[0]]}.")
             raise
         if kind[0] == "m":
             self._meter.see_peak(self.place.budget)
         else:
-            self._meter.add(Row.SPILLED, size)
+            self._meter.add(MeterRow.SPILLED, size)
         return name, descriptor
 
     def _reuse(self, size: int) -> tuple[str, int] | None:
-        """Claim a kept segment of this size that nobody has mapped any more."""
-        until = time.perf_counter() + size * _WAIT_SECONDS_A_BYTE
+        """Claim an idle segment of this size that no process has mapped."""
+        until = time.perf_counter() + size * _WAIT_SECONDS_PER_BYTE
         while self._meter.idle:
             candidates = [found for found in self._idle_names() if found.startswith(f"{size:x}-")]
             for found in candidates:
@@ -259,39 +286,40 @@ class Arena:
         try:
             os.rename(self._idle_folder + found, path)  # noqa: PTH104
         except FileNotFoundError:
-            return None  # somebody else was quicker
+            return None  # another process claimed it first
         try:
             descriptor = os.open(path, os.O_RDWR)
         except OSError:
             os.rename(path, self._idle_folder + found)  # noqa: PTH104
             return None
-        if is_unmapped(descriptor):
-            self._meter.add(Row.REUSED, size)
+        if files.is_unmapped(descriptor):
+            self._meter.add(MeterRow.REUSED, size)
             return name, descriptor
         os.close(descriptor)
         os.rename(path, self._idle_folder + found)  # noqa: PTH104
         return None
 
-    def _book(self, size: int) -> bool:
-        """Count a segment to be made, unless it is too much: first count, then look, as others do the same meanwhile.
+    def _count_new(self, size: int) -> bool:
+        """Count a segment that is about to be made; return False if the budget is exceeded.
 
-        Two that book the last room at once both see too much, and both do without.
+        It is counted before the check, as other processes do the same concurrently. If two count a segment for the last
+        room at once, both see the budget exceeded and neither gets it.
         """
-        self._meter.add(Row.MADE, size)
+        self._meter.add(MeterRow.MADE, size)
         if self._meter.held <= self.place.budget:
             return True
-        self._meter.add(Row.MADE, -size)
+        self._meter.add(MeterRow.MADE, -size)
         return False
 
     def _evict(self) -> bool:
-        """Remove what is kept for later."""
+        """Remove the idle segments; return whether there were any."""
         n_evicted = 0
         for found in self._idle_names():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._idle_folder + found)  # noqa: PTH108
                 size = int(found.partition("-")[0], 16)
-                self._meter.add(Row.EVICTED, size)
-                self._meter.add(Row.REMOVED, size)
+                self._meter.add(MeterRow.EVICTED, size)
+                self._meter.add(MeterRow.REMOVED, size)
                 n_evicted += 1
         return n_evicted > 0
 
@@ -313,10 +341,10 @@ class Arena:
         return views
 
     def expect(self, segments: Sequence[Segment]) -> None:
-        """Take note that these are about to be read, where it helps to have them come together."""
+        """Prepare to read these segments, for subclasses that fetch several at once."""
 
     def drop(self, names: Sequence[str]) -> None:
-        """Keep these segments mapped no longer than somebody needs what was read from them."""
+        """Stop keeping these segments mapped; a mapping lives on until the values read from it are deleted."""
         for name in names:
             self._mapped.pop(name, None)
 
@@ -325,11 +353,19 @@ class Arena:
             self._mapped.move_to_end(name)
             return self._mapped[name]
         is_large = _is_large(name)
-        descriptor = open_to_read(self._folders[name[0]] + name)
+        try:
+            descriptor = files.open_to_read(self._folders[name[0]] + name)
+        except FileNotFoundError as error:
+            add_note(
+                error,
+                "This file held a value of the run and was removed by another program, such as a cleaner of temporary "
+                "files, or systemd-logind when a user logs out (RemoveIPC=). Run the workflow again.",
+            )
+            raise
         try:
             if is_large:
-                lock(descriptor)  # the mapping has a copy of the descriptor, and so the lock
-            view = map_to_read(descriptor)
+                files.lock(descriptor)  # the mapping has a copy of the descriptor, and so the lock
+            view = files.map_to_read(descriptor)
         finally:
             os.close(descriptor)
         if is_large and self._keeps_mapped:
@@ -341,13 +377,13 @@ class Arena:
     # Freeing
 
     def free(self, segment: Segment, *, keep: bool = True) -> None:
-        """Give up a segment, and those that parts of it lie in; what is mapped stays readable.
+        """Free a segment and the segments that it refers to; existing mappings stay readable.
 
         Args:
-            segment: what `write` returned.
-            keep: whether large ones may be kept for later values; not if they stay mapped.
+            segment: as `write` returned it.
+            keep: whether large segments may be kept for later values; False if they stay mapped.
 
-        Does nothing in a forked child: what there is, is its parent's.
+        Does nothing in a forked child: the segments belong to its parent.
         """
         if os.getpid() != self._owner:
             return
@@ -360,27 +396,27 @@ class Arena:
         with contextlib.suppress(FileNotFoundError):
             if keep and _is_large(name) and self._may_keep(size):
                 os.rename(self._folders["m"] + name, self._idle_folder + name.partition("-")[2])  # noqa: PTH104
-                self._meter.add(Row.RETIRED, size)
+                self._meter.add(MeterRow.RETIRED, size)
             else:
-                os.unlink(self._folders[name[0]] + name)  # noqa: PTH108  (called per value: no Path is made for it)
+                os.unlink(self._folders[name[0]] + name)  # noqa: PTH108  (called per value: a Path would cost more)
                 if name[0] == "m":
-                    self._meter.add(Row.REMOVED, size)
+                    self._meter.add(MeterRow.REMOVED, size)
 
     def _may_keep(self, size: int) -> bool:
         return self._has_idle_folder and 2 * (self._meter.idle + size) <= self.place.budget
 
     def free_strays(self, pid: int, keep: frozenset[str]) -> None:
-        """Free what a dead process had made or claimed, but for the segments that are known to hold values."""
+        """Free the segments that a dead process made or claimed, except those known to hold values."""
         if os.getpid() != self._owner:
             return
         for name in self.names():
             if name not in keep and maker_of(name) == pid:
                 self._free(name, keep=False)
 
-    # Telling
+    # State
 
     def names(self) -> list[str]:
-        """List the segments that hold values, or are being filled."""
+        """List the segments that hold values or are being filled."""
         found = []
         for kind, folder in self._folders.items():
             with contextlib.suppress(FileNotFoundError):
@@ -388,24 +424,18 @@ class Arena:
         return sorted(found)
 
     def reset_peak(self) -> None:
-        """Begin to look for the most that is held anew; only while no other process writes."""
+        """Restart the search for the peak. Call it only while no other process writes."""
         self._meter.reset_peak()
 
     @property
     def bytes_held(self) -> int:
-        """What values take in shared memory, whole size classes, those kept for later values left out."""
+        """Bytes of values in shared memory, in whole size classes, without segments kept for later values."""
         return self._meter.held - self._meter.idle
 
-    def usage(self) -> Usage:
-        """Tell what is held, and what was done so far."""
-        return Usage(
-            len(self.names()),
-            self.bytes_held,
-            self._meter.idle,
-            self._meter.peak,
-            self._meter.total(Row.SPILLED),
-            self._meter.total(Row.REUSED),
-        )
+    def usage(self) -> ArenaUsage:
+        """Return what the arena holds, and its totals."""
+        meter, spilled, reused = self._meter, self._meter.total(MeterRow.SPILLED), self._meter.total(MeterRow.REUSED)
+        return ArenaUsage(len(self.names()), self.bytes_held, meter.idle, meter.peak, spilled, reused)
 
     def _idle_names(self) -> list[str]:
         try:
@@ -419,7 +449,7 @@ def _is_large(name: str) -> bool:
 
 
 def _address(buffer: mmap.mmap | memoryview) -> int:
-    import numpy as np  # only who filled arrays in place comes here
+    import numpy as np  # it is loaded already if arrays are filled in place
 
     address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
     return address

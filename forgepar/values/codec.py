@@ -1,11 +1,11 @@
-"""A value to and from what travels.
+"""Values in the form in which messages carry them.
 
     scalar   None, bool, int, float, short str and bytes    itself
     blob     anything else up to 32 KiB pickled             (pickle,)
     shared   anything larger                                (segment name, each part, ...): see arena.py
 
-No scalar is a tuple, so a tuple in a message is always one of the other two. Tuples, not classes: a message holds
-thousands of values, and pickling an instance takes 1 us where a tuple takes 0.1.
+No scalar is a tuple, so a tuple in a message is always a blob or shared. Tuples, not classes: a message holds thousands
+of values, and pickling an instance takes 1 us, a tuple 0.1 us.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from forgepar.pickling import Found, dumps_by_value, loads_own
 from forgepar.values.arena import Arena
-from forgepar.values.segment import Part, Segment, segment_bytes
+from forgepar.values.pickling import Dependencies, dumps_by_value, loads_own
+from forgepar.values.segments import SegmentSlice, segment_bytes
 
-# What a message holds for one value. Any: mypy cannot tell a scalar from a tuple by its position.
+# One value in a message. Any: mypy cannot tell a scalar from a tuple by its position.
 Wire: TypeAlias = Any
 
 BLOB_LIMIT = Arena.blob_limit
-SHORT = 1024  # bytes or characters of a str or bytes that travels as itself
-FIXED = frozenset((type(None), bool, int, float))  # scalars by type alone
-ATOMIC = FIXED | {str, bytes}  # of any length: as constants they travel as themselves
+SHORT = 1024  # maximum length of a str or bytes that is a scalar
+FIXED = frozenset((type(None), bool, int, float))  # scalars whatever their value
+ATOMIC = FIXED | {str, bytes}  # scalars as constants, of any length
 _LEAVES = FIXED | {str, bytes, complex, bytearray, range}
 
 
 def encode(
-    value: Any, arena: Arena, where: Callable[[memoryview], Part | None] | None = None, found: Found | None = None
+    value: Any,
+    arena: Arena,
+    where: Callable[[memoryview], SegmentSlice | None] | None = None,
+    found: Dependencies | None = None,
 ) -> Wire:
-    """Turn a value into what travels.
+    """Convert a value to the form in which messages carry it.
 
     Args:
         value: any picklable object.
-        arena: where a large one is put.
-        where: tells of a buffer where it lies already, None if nowhere; None: `Arena.granted`.
-        found: takes in the functions and classes that were come across.
+        arena: where a large value is written.
+        where: returns the (name, offset, length) of a buffer that lies in a segment already, else None. Default:
+            `Arena.granted`.
+        found: gets the functions and classes that the pickle refers to.
 
     Raises:
         Exception: whatever the value's own pickling raises.
@@ -59,9 +63,9 @@ def encode(
 
 
 def decode(wire: Wire, arena: Arena) -> Any:
-    """Turn back what `encode` made. Arrays of a shared value are read-only views of its segment.
+    """Convert a value back from what `encode` returned. Arrays of a shared value are read-only views of its segment.
 
-    Those of datetime64 and timedelta64 are copies: numpy pickles them without buffers.
+    Arrays of datetime64 and timedelta64 are copies: numpy pickles them without buffers.
     """
     if type(wire) is not tuple:
         return wire
@@ -72,23 +76,23 @@ def decode(wire: Wire, arena: Arena) -> Any:
 
 
 def decode_own(wire: Wire, arena: Arena) -> Any:
-    """Turn back what `encode` made into a value whose arrays have memory of their own, which can be written."""
+    """Convert a value back from what `encode` returned; its arrays are writable copies."""
     return loads_own(*parts_of(wire, arena)) if type(wire) is tuple else wire
 
 
 def parts_of(wire: Wire, arena: Arena) -> tuple[Any, Sequence[Any]]:
-    """Return the pickle of a value that is no scalar, and its buffers."""
+    """Return the pickle and the buffers of a value that is not a scalar."""
     if type(wire[0]) is bytes:
         return wire[0], ()
     stream, *buffers = arena.read(wire)
     return stream, buffers
 
 
-def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None, found: Found | None = None) -> bytes:
-    """Pickle a value: with plain pickle if that is safe, else with cloudpickle, which is ten times as slow.
+def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None, found: Dependencies | None = None) -> bytes:
+    """Pickle a value: with plain pickle if that is safe, else with cloudpickle, which takes ten times as long.
 
-    Plain pickle is safe only where no class can be meant by its name: it would pickle an instance of a class of the
-    user's script as ``__main__.Name``, which no worker can find.
+    Plain pickle is safe only without classes: it would pickle an instance of a class of the user's script as
+    ``__main__.Name``, which no worker can find.
     """
     keep_out = None if buffers is None else buffers.append
     if is_plain(value):
@@ -97,7 +101,7 @@ def dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None, found: F
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is built from builtin types (two levels deep) or is a numpy array of numbers."""
+    """Return whether a value consists of builtin types (two levels deep) or is a numpy array of numbers."""
     kind = type(value)
     if kind in _LEAVES:
         return True
@@ -118,17 +122,12 @@ def _is_flat(value: Any) -> bool:
 
 
 def is_segment(wire: Wire) -> bool:
-    """Tell whether a value lies in a segment."""
+    """Return whether a value is shared."""
     return type(wire) is tuple and type(wire[0]) is str
 
 
 def wire_bytes(wire: Wire) -> int:
-    """Tell the payload of a blob or shared value in bytes, 0 for a scalar."""
+    """Return the payload of a blob or shared value in bytes, 0 for a scalar."""
     if type(wire) is not tuple:
         return 0
-    return len(wire[0]) if type(wire[0]) is bytes else segment_bytes(_as_segment(wire))
-
-
-def _as_segment(wire: Wire) -> Segment:
-    segment: Segment = wire
-    return segment
+    return len(wire[0]) if type(wire[0]) is bytes else segment_bytes(wire)

@@ -1,27 +1,28 @@
-"""Whether two values are the same by content: what a worker has under a name, and what the caller has.
+"""Comparison of values by content: of what a worker has under a name with what the caller has.
 
-Functions are compared by their code, so that those of two processes can be the same; classes and modules by identity.
-A wrong "no" costs little, as the caller's value is taken then; a wrong "yes" would leave a worker with another value.
+Functions are compared by their code, so that those of two processes can be equal; classes and modules by identity.
+A wrong "no" costs little, as the worker then takes the caller's value. A wrong "yes" would leave it with another value.
 """
 
 from __future__ import annotations
 
 import functools
 import pickle
+import sys
 import types
 from typing import Any, TypeAlias
 
 _Seen: TypeAlias = dict[tuple[int, int], tuple[Any, Any]]
 
-MISSING = object()  # in place of a value that is not there
+MISSING = object()  # in place of a value that does not exist
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 CACHED = type(functools.lru_cache(lambda: None))
 _MADE = frozenset(("__module__", "__dict__", "__weakref__", "__slots__", "__abstractmethods__", "__parameters__"))
-FRESH = "__forgepar_fresh__"  # an attribute of functions that are still to be filled
+FRESH = "__forgepar_fresh__"  # attribute of functions that have no state yet
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same by type and content, functions by code, defaults and closure."""
+    """Return whether two values have the same type and content; functions, the same code, defaults and closure."""
     try:
         return _same(one, other, {})
     except RecursionError:
@@ -39,7 +40,7 @@ def _same(one: Any, other: Any, seen: _Seen) -> bool:
     pair = (id(one), id(other))
     if pair in seen:
         return True
-    seen[pair] = (one, other)  # held, so that no other object gets these ids meanwhile
+    seen[pair] = (one, other)  # keeps them alive, so that no other object gets these ids
     if kind in (list, tuple):
         return len(one) == len(other) and all(_same(a, b, seen) for a, b in zip(one, other, strict=True))
     if kind is dict:
@@ -62,6 +63,7 @@ def _same_object(one: Any, other: Any, seen: _Seen) -> bool:
             and _same(one.__kwdefaults__, other.__kwdefaults__, seen)
             and _same(cells_of(one), cells_of(other), seen)
             and _same(_without_wrapped(one), _without_wrapped(other), seen)
+            and (one.__globals__ is other.__globals__ or _same(own_globals_of(one), own_globals_of(other), seen))
         )
     if isinstance(one, (classmethod, staticmethod)):
         return _same(one.__func__, other.__func__, seen)
@@ -71,7 +73,7 @@ def _same_object(one: Any, other: Any, seen: _Seen) -> bool:
         return bool(one.cache_parameters() == other.cache_parameters()) and _same(
             one.__wrapped__, other.__wrapped__, seen
         )
-    if isinstance(one, functools.cached_property):  # with a lock, up to Python 3.11
+    if isinstance(one, functools.cached_property):  # it has a lock up to Python 3.11
         return one.attrname == other.attrname and _same(one.func, other.func, seen)
     if isinstance(one, functools.singledispatchmethod):
         registries = (dict(one.dispatcher.registry), dict(other.dispatcher.registry))
@@ -91,7 +93,7 @@ def _same_object(one: Any, other: Any, seen: _Seen) -> bool:
 
 
 def is_plain_instance(value: Any) -> bool:
-    """Tell whether an object is no more than what its `__dict__` holds."""
+    """Return whether an object's state is its `__dict__` and nothing else."""
     kind: Any = type(value)
     return bool(
         kind.__reduce_ex__ is object.__reduce_ex__
@@ -107,25 +109,43 @@ def is_plain_instance(value: Any) -> bool:
 
 
 class _PLAIN:
-    """An instance of it has a `__dict__` and can be referred to weakly, and nothing else."""
+    """An instance of it has a `__dict__`, can be weakly referenced, and has no other state."""
 
 
 def repeated_in(cls: type) -> dict[str, Any]:
-    """Return attributes that a class has of its own, and that are the very objects that a base of it has."""
+    """Return the attributes in a class's own `__dict__` that are identical to those of a base."""
     bases = [vars(base) for base in cls.__bases__ if base is not object]
     repeated = {n: value for n, value in vars(cls).items() if any(base.get(n, MISSING) is value for base in bases)}
     return {n: value for n, value in repeated.items() if n not in _MADE and not n.startswith("_abc_")}
 
 
 def cells_of(fn: types.FunctionType) -> list[Any]:
-    """Return what a function closes over, `MISSING` for an empty cell."""
-    found_values = []
-    for cell in fn.__closure__ or ():
-        try:
-            found_values.append(cell.cell_contents)
-        except ValueError:
-            found_values.append(MISSING)
-    return found_values
+    """Return the contents of a function's closure, `MISSING` for an empty cell."""
+    return [contents_of(cell) for cell in fn.__closure__ or ()]
+
+
+def contents_of(cell: types.CellType) -> Any:
+    """Return the content of a cell, `MISSING` for an empty one."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def own_globals_of(fn: types.FunctionType) -> dict[str, Any]:
+    """Return the globals that a function reads, if they belong to no module: `exec` made it in a dict."""
+    names = fn.__globals__
+    home = names.get("__name__")
+    if isinstance(home, str) and vars(sys.modules.get(home, types)) is names:
+        return {}
+    return {name: names[name] for name in names_in(fn.__code__) if name in names}
+
+
+@functools.lru_cache(maxsize=4096)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """Return the names of globals and attributes that a code object and the code within it refer to."""
+    inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
 
 
 def _without_wrapped(fn: types.FunctionType) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a value cannot be pickled, and where it hangs, for the error that says so."""
+"""Find the part of a value that cannot be pickled, for error messages."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from forgepar.byvalue import names_in
-from forgepar.pickling import dumps_by_value
-from forgepar.values.comparison import MISSING, cells_of
-from forgepar.values.namespaces import travels_by_value, type_name
+from forgepar.errors import text_of
+from forgepar.values.caller_values import type_name
+from forgepar.values.comparison import MISSING, cells_of, names_in
+from forgepar.values.origins import travels_by_value
+from forgepar.values.pickling import dumps_by_value
 
-_DEEP = 30  # parts of parts that are looked into
-_FIRST_ITEMS = 1000  # of a container that are tried
+_DEEP = 30  # maximum levels of parts
+_FIRST_ITEMS = 1000  # items of a container that are tried
 
 
 def culprit(value: Any, error: BaseException) -> str:
-    """Return the innermost part that cannot be pickled, with where it hangs, and why.
+    """Return a description of the innermost part of a value that cannot be pickled: its path, its type, and the error.
 
     Args:
-        value: what could not be pickled.
-        error: what its pickling raised.
+        value: a value that could not be pickled.
+        error: the exception that pickling it raised.
 
     Example:
         >>> import threading
         >>> culprit({"lock": threading.Lock()}, TypeError("cannot pickle '_thread.lock' object"))
         "item 'lock' is a _thread.lock (TypeError: cannot pickle '_thread.lock' object)"
     """
-    why = f"{type(error).__name__}: {error}"
+    why = f"{type(error).__name__}: {text_of(error)}"
     try:
         where, part = _innermost(value, "", set(), _DEEP)
-    except Exception:  # it looks into objects of anybody's
+    except Exception:  # it runs code of the objects
         return why
     return f"{where} is a {type_name(part)} ({why})" if where else why
 
@@ -54,7 +55,7 @@ def _is_picklable(value: Any) -> bool:
 
 
 def _parts(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a value consists of, each with where it hangs."""
+    """Yield the parts of a value, each with its path."""
     of = f" of {where}" if where else ""
     if isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
@@ -78,8 +79,8 @@ def _parts(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"item {n}{of}", part) for n, part in enumerate(_first(value)))
     else:
         yield f"the class of {where}" if where else "its class", type(value)
-        told = f" of {where}" if where else f" of the {type(value).__name__}"
-        yield from ((f"attribute {name!r}{told}", part) for name, part in getattr(value, "__dict__", {}).items())
+        owner = f" of {where}" if where else f" of the {type(value).__name__}"
+        yield from ((f"attribute {name!r}{owner}", part) for name, part in getattr(value, "__dict__", {}).items())
 
 
 def _parts_of_function(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:

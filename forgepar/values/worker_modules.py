@@ -1,9 +1,9 @@
-"""The caller's parts of modules that workers can import, as a worker takes them in; modulestate.py makes them.
+"""How a worker takes over the state of the caller's modules, which module_state.py makes.
 
-    take_part ──> module is here?  yes: compare, and take the caller's where it differs
-                                   no:  wait for its import, and do so then
+    take_part ──> is the module loaded?  yes: compare, and take the caller's value if it differs
+                                         no:  do so when the module is imported
 
-A module that the caller has not imported, but a task will, is imported only from the source that the caller saw.
+A module that a task will import but the caller has not is imported only from the source that the caller saw.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-from forgepar.errors import CodeMismatch
+from forgepar.errors import CodeMismatch, text_of
 from forgepar.values import namespaces
+from forgepar.values.caller_values import KeptAsIs, check_kept, clear_caches, register_cache, take_over, type_name
 from forgepar.values.comparison import CACHED, MISSING, same
-from forgepar.values.current import check_of, fields_of, large_digest
-from forgepar.values.namespaces import Home, Kept, changed, check_kept, put, space_of, token, type_name
+from forgepar.values.origins import Home, Namespace, namespace_of, token
+from forgepar.values.unchanged import check_of, fields_of, large_digest
 
-_confirmed: dict[int, Callable[[], bool]] = {}  # by the number of a part: whether its module still has what it brought
+_confirmed: dict[int, Callable[[], bool]] = {}  # by number of a part: whether its module still has its value
 _number_of: dict[tuple[str, str], int] = {}
-_NOTHING = object()  # in place of the key of a value, where the caller has none
-NEW_RUN = -1  # the number of the part that has a worker forget what it was sent for earlier runs
+_CODE = (types.FunctionType, type, CACHED)
+_NOTHING = object()  # in place of a key, if the caller does not have the name
+NEW_RUN = -1  # number of the part that makes a worker forget the parts of earlier runs
 
 
 def take_part(data: bytes, number: int = 0) -> None:
-    """Make a name of a module in this worker what it is in the caller: now, or once something imports the module.
+    """Give a name of a module the caller's value, now or when the module is imported.
 
     Args:
-        data: the part.
+        data: a pickled part.
         number: its number, for `collect`.
 
     Raises:
-        CodeMismatch: it cannot be made so.
+        CodeMismatch: the caller's value cannot be made here.
         Exception: whatever unpickling the value raises.
     """
     known = _confirmed.get(number)
@@ -49,7 +51,9 @@ def take_part(data: bytes, number: int = 0) -> None:
     kind, origin, module, name, _, content = part
     if origin == token():
         return
-    if kind == "source":
+    if kind == "made":
+        _take_made(part)
+    elif kind == "source":
         _expect_source(module, content)
     elif module in sys.modules:
         if _apply(part) and number < NEW_RUN:
@@ -60,7 +64,7 @@ def take_part(data: bytes, number: int = 0) -> None:
 
 
 def _confirm(number: int, module: str, name: str) -> None:
-    """Note that a module has what a part brought, so that the part need not be looked at while it has."""
+    """Note that a module has the value of a part, so that the part can be skipped while that is so."""
     _confirmed.pop(_number_of.get((module, name), 0), None)
     _number_of[module, name] = number
     names = vars(sys.modules[module])
@@ -70,38 +74,44 @@ def _confirm(number: int, module: str, name: str) -> None:
 
 
 def _apply(part: tuple[Any, ...]) -> bool:
-    """Make a name of a module that is here what a part says; return whether `check_of` can tell if it still is."""
+    """Apply a part to a loaded module; return whether `check_of` can check that it stays applied."""
     kind, origin, module, name, about, content, *_ = part
-    space = space_of(Home(origin, module, name, about, True, True))
-    names, mine = space.names, space.names.get(name, MISSING)
+    namespace = namespace_of(Home(origin, module, name, about, True, True))
+    names, mine = namespace.names, namespace.names.get(name, MISSING)
     if kind == "value":
         key, pickled = content
-        if name in names and space.received.get(name, MISSING) == key:
+        if name in names and namespace.received.get(name, MISSING) == key:
             return False
         value = _loaded(pickled, module, name)
-        if mine is not value and (_is_of_another(mine, module, name) or not same(mine, value)):
-            # Under another name it may be one that the caller's module of it has no more: it gets no code of that.
-            is_at_home = getattr(value, "__module__", "") == module and getattr(value, "__qualname__", "") == name
-            if not (is_at_home and _patched(mine, value)):
-                put(names, name, value)
-            changed()
-        space.received[name] = key
+        if mine is MISSING or _is_of_another(mine, module, name):
+            names[name] = value
+            clear_caches()
+        elif isinstance(value, _CODE) or hasattr(type(value), "__forgepar_named__"):
+            # Patch the code only under the object's own name: under others, the caller may have an older version.
+            is_own_name = getattr(value, "__module__", "") == module and getattr(value, "__qualname__", "") == name
+            if mine is not value and not same(mine, value):
+                if not (is_own_name and _patched(mine, value)):
+                    names[name] = value
+                clear_caches()
+        elif mine is not value:
+            take_over(namespace, name, value, key.identity)
+        namespace.received[name], namespace.identities[name] = key, key.identity
         if type(value) is CACHED:
-            namespaces.note_cache(value)
+            register_cache(value)
         return True
     if kind == "missing":
-        _remove([name], space)
+        _remove([name], namespace)
     elif kind == "names":
         extra = [n for n in names if n not in content and not n.startswith("__")]
-        _remove([n for n in extra if not isinstance(names[n], types.ModuleType)], space)
+        _remove([n for n in extra if not isinstance(names[n], types.ModuleType)], namespace)
     elif kind == "module":
         if getattr(mine, "__name__", None) != content or not isinstance(mine, types.ModuleType):
             names[name] = importlib.import_module(content)
     elif kind == "large":
         if mine is MISSING or large_digest(mine) != content:
             raise CodeMismatch(
-                f"{name!r} of module {module!r} is another value in this worker than in the caller, and too large to "
-                "be sent with the code. Give it to the task as an argument.",
+                f"{name!r} of module {module!r} has different values in the caller and in this worker, and is too "
+                "large to be sent with the code. Pass it to the task as an argument.",
                 module=module,
                 name=name,
             )
@@ -112,29 +122,46 @@ def _apply(part: tuple[Any, ...]) -> bool:
     return False
 
 
-def _take_fields(mine: Any, sent: tuple[str, dict[Any, bytes | Kept]], module: str, name: str) -> None:
-    """Take in what of a dict or an instance could be pickled."""
+def _take_made(part: tuple[Any, ...]) -> None:
+    """Put a module that the caller's program made into `sys.modules`, or update the existing one."""
+    _, origin, module, _, about, (digest, pickled) = part
+    namespace = namespace_of(Home(origin, module, "", about, False, True))
+    values = _loaded(pickled, module, "")
+    if namespace.received.get("", MISSING) == digest:
+        return  # changes that tasks have made since stay
+    namespace.received[""] = digest
+    for name, value in values.items():
+        if not same(namespace.names.get(name, MISSING), value):
+            namespace.names[name] = value
+            clear_caches()
+    for name in [name for name in namespace.names if name not in values and not name.startswith("__")]:
+        del namespace.names[name]
+        clear_caches()
+
+
+def _take_fields(mine: Any, sent: tuple[str, dict[Any, bytes | KeptAsIs]], module: str, name: str) -> None:
+    """Take over the fields of a dict or an instance that could be pickled."""
     kind, fields = sent
     if type_name(mine) != kind:
-        check_kept(mine, Kept(kind, ()), module, name)
+        check_kept(mine, KeptAsIs(kind, ()), module, name)
         return
     own = fields_of(mine)
     for field, data in fields.items():
         value = own.get(field, MISSING)
-        if isinstance(data, Kept):
+        if isinstance(data, KeptAsIs):
             check_kept(value, data, module, f"{name}.{field}")
         elif not same(value, theirs := _loaded(data, module, name)):
-            put(own, field, theirs)
-            changed()
+            own[field] = theirs
+            clear_caches()
     for field in own.keys() - fields.keys():
         del own[field]
-        changed()
+        clear_caches()
 
 
 def _is_of_another(mine: Any, module: str, name: str) -> bool:
-    """Tell whether what a module has under a name is a function that it imported, and that may change where it is from.
+    """Return whether a name of a module refers to an imported function that may change in its own module.
 
-    It is asked where the caller has another object: that module was reloaded, and this name still has the old one.
+    It is called if the caller has another object: the other module was reloaded, and this name has the old function.
     """
     home = getattr(mine, "__module__", None)
     if type(mine) is not types.FunctionType or home not in sys.modules or (home, mine.__qualname__) == (module, name):
@@ -149,25 +176,25 @@ def _loaded(pickled: bytes, module: str, name: str) -> Any:
         raise
     except Exception as error:
         raise CodeMismatch(
-            f"{name!r} of module {module!r} cannot be made in this worker what it is in the caller "
-            f"({type(error).__name__}: {error}). Assign it inside the task, or give it as an argument.",
+            f"{name!r} of module {module!r} cannot be unpickled in this worker "
+            f"({type(error).__name__}: {text_of(error)}). Assign it inside the task, or pass it as an argument.",
             module=module,
             name=name,
         ) from error
 
 
-def _remove(gone: list[str], space: namespaces.Space) -> None:
-    """Delete names that the caller does not have; what a task or initializer assigns to them later stays."""
+def _remove(gone: list[str], namespace: Namespace) -> None:
+    """Delete names that the caller does not have; a value that a task or initializer assigns later stays."""
     for name in gone:
-        if space.received.get(name, MISSING) is not _NOTHING:
-            space.received[name] = _NOTHING
-            if name in space.names:
-                del space.names[name]
-                changed()
+        if namespace.received.get(name, MISSING) is not _NOTHING:
+            namespace.received[name] = _NOTHING
+            if name in namespace.names:
+                del namespace.names[name]
+                clear_caches()
 
 
 def _patched(mine: Any, value: Any) -> bool:
-    """Give a function of this process the code of the caller's, if it is that; others may refer to it."""
+    """Give a function of this process the caller's code in place, as others may refer to it; False if impossible."""
     if hasattr(type(mine), "__forgepar_named__") and type(mine) is type(value):
         return bool(mine.task_options == value.task_options) and _patched(mine.fn, value.fn)
     if (
@@ -184,8 +211,8 @@ def _patched(mine: Any, value: Any) -> bool:
     mine.__dict__.update(value.__dict__)
     mine.__doc__, mine.__annotations__ = value.__doc__, value.__annotations__
     for cell, sent in zip(mine.__closure__ or (), value.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # it is empty
-            cell.cell_contents = sent.cell_contents
+        with contextlib.suppress(ValueError):  # the cell is empty
+            cell.cell_contents = mine if sent.cell_contents is value else sent.cell_contents
     return True
 
 
@@ -193,14 +220,14 @@ def _patched(mine: Any, value: Any) -> bool:
 
 _failures: dict[int, BaseException] | None = None
 _has_new_files = False
-_BEGAN = time.time()  # seconds since the epoch; a fork server loads this module before any worker begins
-_pending: dict[str, dict[str, tuple[Any, ...]]] = {}  # parts of modules that nothing has imported yet
+_BEGAN = time.time()  # seconds since the epoch; a fork server loads this module before it forks workers
+_pending: dict[str, dict[str, tuple[Any, ...]]] = {}  # parts by module and name, for modules not yet imported
 _expected_sources: dict[str, bytes] = {}  # of modules that the caller has not imported
 _loaded_sources: dict[str, bytes] = {}
 
 
 def _expect_source(module: str, digest: bytes) -> None:
-    """Have a module imported only from source of this digest; one that is here from other source is forgotten."""
+    """Import a module only from source of this digest; forget a module that came from other source."""
     _watch_imports()
     _expected_sources[module] = digest
     if module in sys.modules and _loaded_sources.get(module) != digest and not _is_loaded_from(module, digest):
@@ -212,9 +239,9 @@ def _expect_source(module: str, digest: bytes) -> None:
 
 
 def _is_loaded_from(module: str, digest: bytes) -> bool:
-    """Tell whether a module that was imported before anything was expected came from source of a digest.
+    """Return whether a module that was imported before `_expect_source` came from source of a digest.
 
-    It did if its file has that source, and was last changed before this process began.
+    It did if its file has that source and has not changed since this process began.
     """
     path = getattr(sys.modules[module], "__file__", None)
     if module in _loaded_sources or not isinstance(path, str):
@@ -232,26 +259,26 @@ def _is_loaded_from(module: str, digest: bytes) -> bool:
 
 
 def expect_new_files() -> None:
-    """Have the next import look for modules anew: files may have been written since the last one.
+    """Make the next import look for new files.
 
-    `importlib.invalidate_caches` does that at once, in 40 us at the begin of a run, and most runs import nothing.
+    `importlib.invalidate_caches` takes 40 us at the beginning of a run, and most runs import nothing.
     """
-    global _has_new_files  # there is one process
+    global _has_new_files  # one per process
     _has_new_files = True
     _watch_imports()
 
 
 def _watch_imports() -> None:
-    """Look at what is imported from now on. This process is forgepar's own."""
+    """Install the finder for imports from now on. This process belongs to forgepar."""
     if not any(type(finder) is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds the modules that the caller's parts, or an expected source, are for."""
+    """Finder of the modules that parts or expected sources are waiting for."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        global _has_new_files  # there is one process
+        global _has_new_files  # one per process
         if _has_new_files:
             _has_new_files = False
             importlib.invalidate_caches()
@@ -260,16 +287,16 @@ class _Finder:
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # all that an import asks of one
+                spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it has the methods that an import calls
                 return spec
-        if name in _pending:  # its file is gone since the caller imported it; what the caller has of it is here
+        if name in _pending:  # its file was removed after the caller imported it; the parts contain all
             about = next(iter(_pending[name].values()))[4]
             return ModuleSpec(name, _Loader(None), is_package="__path__" in about)  # type: ignore[arg-type]
         return None
 
 
 class _Loader:
-    """Loads a module by its own loader, and makes it what the caller has.
+    """Loader that runs a module's own loader and then applies the caller's parts.
 
     Args:
         loader: the module's own.
@@ -298,7 +325,7 @@ class _Loader:
                 raise
             except Exception:
                 if name not in _pending:
-                    raise  # else it was broken since the caller imported it
+                    raise  # otherwise it was broken after the caller imported it
         if name in _pending:
             for attribute, value in next(iter(_pending[name].values()))[4].items():
                 vars(module).setdefault(attribute, value)
@@ -307,7 +334,7 @@ class _Loader:
                 _apply(part)
             except Exception as error:
                 if _failures is None:
-                    raise  # amid a task: the import fails, and each that follows
+                    raise  # during a task: this import fails, and each later one
                 _failures[part[-1]] = error
         _pending.pop(name, None)
 
@@ -320,7 +347,7 @@ class _Loader:
         _loaded_sources[name] = source_digest(source)
         if _expected_sources[name] != _loaded_sources[name]:
             raise CodeMismatch(
-                f"the source of module {name!r} was edited after the run began. Run the workflow again.", module=name
+                f"The source of module {name!r} was edited after the run began. Run the workflow again.", module=name
             )
         exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102  (as an import does)
 
@@ -333,13 +360,13 @@ def source_digest(source: bytes) -> bytes:
 
 
 def collect(failures: dict[int, BaseException] | None) -> None:
-    """Note parts that cannot be taken in by their numbers from now on, and let the import succeed; None: no more."""
-    global _failures  # there is one worker in its process
+    """From now on, put errors of parts into a dict by number and let the import succeed; None to raise them."""
+    global _failures  # one worker per process
     _failures = failures
 
 
 def begin_run() -> None:
-    """Forget what the caller was known to have: what it sends next is compared with what is here."""
+    """Forget what the caller sent, so that the next parts are compared with the modules of this process."""
     namespaces.begin_run()
     _pending.clear()
     _expected_sources.clear()

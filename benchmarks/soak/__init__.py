@@ -1,0 +1,1 @@
+"""What long-lived executors keep: memory, descriptors, threads, files."""
