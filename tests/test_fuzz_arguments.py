@@ -7,8 +7,10 @@ the values are odder (`odd_values.py`, and what hypothesis makes), and what is a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import linecache
 import pickle
+import pkgutil
 import re
 import signal
 import subprocess
@@ -36,6 +38,14 @@ from forgepar.workflow.tasks import base_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 TRIED: Counter[str] = Counter()  # inputs, by what they were given to
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _all_modules():
+    """Load every module, as hypothesis draws constants of loaded modules too: a seed alone does not fix the inputs."""
+    for module in pkgutil.walk_packages(fp.__path__, "forgepar."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 # What is wrong with an error

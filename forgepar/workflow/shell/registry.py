@@ -151,13 +151,13 @@ class ToolRegistry:
         if len(first) != 1 or first[0].field:
             raise WorkflowError(f"The {plain.line} must begin with a tool, not a field: {listed(self._tools)}.")
         if first[0].text not in self._tools:
-            raise self._unknown(first[0].text)
+            raise self._unknown(first[0].text, f", which is the first word of the {plain.line}")
         tool = self.find(first[0].text)
         front = (tool.path or tool.program, *tool.arguments)
         return Command(shared(replace(plain, front=front, env=tuple(tool.env.items()))), command.given)
 
-    def _unknown(self, name: str) -> WorkflowError:
+    def _unknown(self, name: str, place: str = "") -> WorkflowError:
         return WorkflowError(
-            f"The registry has no tool {shown(name)}; it has {listed(self._tools)}. "
+            f"The registry has no tool {shown(name)}{place}; it has {listed(self._tools)}. "
             f"Add it with ToolRegistry.add({shown(name)})."
         )
