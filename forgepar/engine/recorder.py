@@ -118,9 +118,9 @@ class Recorder:
         self._arena.reset_peak()
 
     def begin(self) -> None:
-        """Record the start of the run."""
+        """Record the start of the run, at the time from which the starts of tasks are counted."""
         plan = self._plan
-        self.event(WorkflowStarted(self._now(), plan.workflow_name, plan.n_tasks, plan.n_layers))
+        self._notes.append(WorkflowStarted(self.ledger.began_at, plan.workflow_name, plan.n_tasks, plan.n_layers))
         self.event(WorkflowDeadlockCheck(self._now(), plan.n_tasks, plan.n_layers))
 
     def restored(self, tasks: IntArray) -> None:

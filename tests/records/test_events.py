@@ -112,7 +112,7 @@ def test_events_of_tasks_agree_with_the_records(executor, schedule):
         assert (begin.layer, begin.attempt, begin.worker) == (record.layer, record.attempt, record.worker)
         assert (end.attempt, end.worker, end.bytes) == (record.attempt, record.worker, record.bytes)
         assert end.seconds == record.duration
-        assert begin.at - began == pytest.approx(record.start, abs=1e-3)
+        assert begin.at - began == pytest.approx(record.start, abs=1e-5)
         assert end.at - begin.at == pytest.approx(record.duration, abs=1e-5)
         assert begin.seq < end.seq
 
