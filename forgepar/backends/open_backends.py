@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import Protocol
 
 from forgepar.backends.exit_hooks import at_exit, keep_interrupt_status
@@ -45,10 +46,12 @@ def close_dropped() -> None:
     """Close the backends of executors that were garbage collected."""
     while True:
         try:
-            backend = _dropped.popleft()
-        except IndexError:  # another thread may have taken the last one
+            backend = _dropped[0]
+        except IndexError:
             return
         backend.close()
+        with suppress(ValueError):  # removed by another thread; not before it is closed, as an interrupt may end that
+            _dropped.remove(backend)
 
 
 def _close_all() -> None:
@@ -57,6 +60,7 @@ def _close_all() -> None:
         while backend in _open:
             try:
                 backend.close()
+                unregister(backend)
             except KeyboardInterrupt:
                 backend.give_up()
     if getattr(sys, "last_type", None) is KeyboardInterrupt:

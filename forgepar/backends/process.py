@@ -324,7 +324,7 @@ class ProcessBackend:
         if self.is_foreign:
             return
         with self.lock:
-            if self._is_open:
+            if self._is_open or self._is_closing:
                 self._close()
 
     def _close(self) -> None:
@@ -348,8 +348,10 @@ class ProcessBackend:
         orphans.end(self)
         if "arena" in self.__dict__:
             remove_arena(self.arena)
-        self._is_open = self._is_closing = False
+        # In this order, an interrupt between two lines leaves what `close` and `open` recognize as unfinished.
         open_backends.unregister(self)
+        self._is_open = False
+        self._is_closing = False
 
     def give_up(self) -> None:
         """Make the thread that waits for tasks fail soon, as the program ends."""

@@ -87,9 +87,11 @@ class PoolScheduler:
             with self.backend.lock:  # at exit, another thread closes it
                 return self._start(n_workers)
         except BaseException as error:
-            self._thread = None
-            _open_schedulers.discard(self)
+            if self._thread is not None:  # an interrupt came when it had perhaps started; it must not hold the backend
+                self.close(kills=True)
             self.backend.close()
+            self._thread = None
+            _open_schedulers.discard(self)  # last: if an interrupt ends this, the end of the program continues
             if isinstance(error, WorkerStartFailed):
                 forget_frames(error)  # the frames refer to the executor, which would never be collected
                 self.broken = _broken_by(error)
@@ -115,11 +117,12 @@ class PoolScheduler:
         thread = threading.Thread(target=self._run, name="forgepar-executor")
         _open_schedulers.add(self)
         check_not_exiting()  # after `add`: so that either this check or `_finish_all` sees the other
+        self._thread = thread
         try:
             thread.start()
         except RuntimeError as error:
+            self._thread = None
             raise WorkerStartFailed(f"The executor's own thread cannot be started. {why(error)}") from error
-        self._thread = thread
         return self._arena
 
     # From other threads
@@ -202,8 +205,12 @@ class PoolScheduler:
 
     def _wake(self) -> None:
         if self._is_asleep:
-            self._is_asleep = False
-            self.backend.wake()
+            try:
+                self._is_asleep = False
+                self.backend.wake()
+            except BaseException:  # an interrupt: the next call must wake it
+                self._is_asleep = True
+                raise
 
     # The loop
 
@@ -305,6 +312,7 @@ def _broken_by(error: BaseException) -> PoolBroken:
 
 _open_schedulers: weakref.WeakSet[PoolScheduler] = weakref.WeakSet()
 _is_exiting = False
+_is_killing = False  # whether an interrupt came while jobs were waited for at exit, or ended the program
 
 
 def check_not_exiting() -> None:
@@ -318,15 +326,17 @@ def _finish_all() -> None:
 
     If an interrupt ends the program, kill the running jobs.
     """
-    global _is_exiting  # one flag per process
+    global _is_exiting, _is_killing  # flags of the process
     _is_exiting = True
-    schedulers, kills = list(_open_schedulers), is_interrupted()
+    _is_killing = _is_killing or is_interrupted()
+    schedulers, kills = list(_open_schedulers), _is_killing
     for scheduler in schedulers:
         scheduler.close(kills=kills)
     try:
         for scheduler in schedulers:
             scheduler.join()
     except KeyboardInterrupt:
+        _is_killing = True  # for the next call, if another interrupt ends this one
         for scheduler in schedulers:
             scheduler.close(kills=True)
         raise

@@ -18,7 +18,9 @@ from conftest import wait_until
 
 import forgepar as fp
 from forgepar.backends import open_backends, process, process_slots, worker_starter
+from forgepar.backends.process import ProcessBackend
 from forgepar.backends.worker_starter import WorkerStarter
+from forgepar.pool.scheduler import PoolScheduler, _open_schedulers
 
 METHODS = ["forkserver", "spawn", "fork"]
 REFUSED = "cannot run a workflow on the same executor"
@@ -370,6 +372,117 @@ def test_closing_that_was_interrupted_anywhere_goes_on(step):
             assert left_over(folder, children) == ([], False), at
             at += step
     assert at > 20
+
+
+class InterruptingAt(Interrupting):
+    """Raises KeyboardInterrupt the first time that a line of a function is reached."""
+
+    def __init__(self, code, line):
+        self.code, self.line, self.came = code, line, False
+
+    def trace(self, frame, event, _):
+        if frame.f_code is not self.code:
+            return None
+        if event == "line" and frame.f_lineno == self.line:
+            self.came = True
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self.trace
+
+
+def lines_of(function):
+    """Return the lines of a function at which an interrupt can come; see `Interrupting` for those left out."""
+    file, first = function.__code__.co_filename, function.__code__.co_firstlineno
+    found = sorted({line for _, _, line in function.__code__.co_lines() if line is not None and line > first})
+    return [line for line in found if not linecache.getline(file, line).lstrip().startswith("with ")]
+
+
+@pytest.mark.parametrize("then", ["close", "end of the program", "run"])
+@pytest.mark.parametrize("line", lines_of(ProcessBackend._close)[-8:])
+def test_closing_that_was_interrupted_between_its_last_lines_can_be_finished(line, then):
+    wf = fp.Workflow()
+    handles = wf.map(abs, range(3))
+    executor = fp.WorkflowExecutor(1, start_method="fork")
+    executor.run(wf)
+    backend, interrupting = executor._backend, InterruptingAt(ProcessBackend._close.__code__, line)
+    with pytest.raises(KeyboardInterrupt), interrupting:
+        executor.close()
+    if then == "close":
+        executor.close()
+    elif then == "run":
+        assert executor.run(wf)[handles] == [0, 1, 2]
+        assert executor.run(wf)[handles] == [0, 1, 2]
+        executor.close()
+    else:
+        close = backend.close
+        n_calls = []
+
+        def counted():
+            n_calls.append(1)
+            assert len(n_calls) < 5, "the program would never end"
+            close()
+
+        backend.close = counted
+        others = open_backends._open - {backend}
+        open_backends._open -= others  # those of other tests stay open
+        try:
+            open_backends._close_all()
+        finally:
+            open_backends._open |= others
+            del backend.close
+    assert backend not in open_backends._open
+    assert not backend.arena.folder.exists()
+    if then != "end of the program":  # what nothing calls any more may stay as it is
+        assert not backend._is_open
+        assert not backend._is_closing
+
+
+@pytest.mark.parametrize("line", lines_of(open_backends.close_dropped))
+def test_a_dropped_backend_is_closed_though_an_interrupt_ended_the_first_attempt(line):
+    executor = fp.WorkflowExecutor(1, start_method="fork")
+    wf = fp.Workflow()
+    pid = wf.add(os.getpid)
+    worker = psutil.Process(executor.run(wf)[pid])
+    del executor
+    interrupting = InterruptingAt(open_backends.close_dropped.__code__, line)
+    try:
+        with interrupting:
+            open_backends.close_dropped()
+    except KeyboardInterrupt:
+        open_backends.close_dropped()
+    psutil.wait_procs([worker], timeout=30)
+    assert not worker.is_running()
+
+
+@pytest.mark.parametrize("place", ["_wake", "wake"])
+def test_a_wake_up_of_a_pool_that_was_interrupted_is_made_up_for(place):
+    function = PoolScheduler._wake if place == "_wake" else ProcessBackend.wake
+    with fp.ForgeExecutor(1) as pool:
+        pool.submit(abs, 0).result(30)
+        for line in lines_of(function):
+            wait_until(lambda: pool._scheduler._is_asleep, "the pool to wait")
+            try:
+                with InterruptingAt(function.__code__, line):
+                    pool.submit(abs, -1)
+            except KeyboardInterrupt:
+                assert pool.submit(abs, -2).result(30) == 2, line
+
+
+@pytest.mark.parametrize("line", lines_of(PoolScheduler._start)[-6:])
+def test_a_start_of_a_pool_that_was_interrupted_ends(line):
+    pool = fp.ForgeExecutor(1, start_method="fork")
+    before = set(threading.enumerate())
+    try:
+        with InterruptingAt(PoolScheduler._start.__code__, line):
+            pool.submit(abs, -1)
+    except KeyboardInterrupt:
+        assert pool._scheduler not in _open_schedulers
+        assert pool._scheduler.backend not in open_backends._open
+    else:
+        pool.shutdown()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 # What was made and not yet kept when the interrupt came is closed by the garbage collector, with a warning.
