@@ -33,6 +33,7 @@ class WorkStealing:
         self._flights = flights
         self._pids = pids
         self._limits = [NO_LIMIT] * len(flights)
+        self._ends = [NO_LIMIT] * len(flights)  # what a slot has lost: no later limit may let it begin that
 
     def is_limited(self, slot: int) -> bool:
         """Return whether a slot must not begin all that it has; it gets no more batches then."""
@@ -74,6 +75,12 @@ class WorkStealing:
                 self._limit_here(slot)
                 self._asked[slot] = now
 
+    def claim(self, slot: int) -> None:
+        """Reclaim what a slot has not begun, whether or not another idles; `step` yields it."""
+        if slot not in self._asked:
+            self._limit_here(slot)
+            self._asked[slot] = time.perf_counter()
+
     def limit_all(self) -> None:
         """Let no slot begin another task."""
         for slot, has in enumerate(self._flights):
@@ -84,18 +91,20 @@ class WorkStealing:
     def lift(self, slot: int) -> None:
         """Let a slot begin all that it is given."""
         self._asked.pop(slot, None)
+        self._ends[slot] = NO_LIMIT
         self._limit(slot, NO_LIMIT)
 
     def _limit_here(self, slot: int) -> None:
         first = self._flights[slot][0]
-        self._limit(slot, max(self._backend.position(slot) + 1, mark(first.id, 0)))
+        self._limit(slot, min(max(self._backend.position(slot) + 1, mark(first.id, 0)), self._ends[slot]))
 
     def _limit(self, slot: int, at: int) -> None:
         self._limits[slot] = at
         self._backend.limit(slot, at)
 
     def _some_are_unbegun(self) -> bool:
-        if any(map(_n_unbegun, self._flights)):
+        # A slot that is limited already has nothing more to give, and would have the loop wake up for nothing.
+        if any(_n_unbegun(has) and not self.is_limited(slot) for slot, has in enumerate(self._flights)):
             return True
         return self._is_far and any(
             not self.is_limited(slot) and self._waits(slot) for slot in range(len(self._flights))
@@ -119,8 +128,13 @@ class WorkStealing:
         if position is None:
             return
         self._asked.pop(slot, None)
-        if limit == NO_LIMIT or position >= limit:
+        if limit == NO_LIMIT:
             return
+        if position >= limit:
+            if not self._is_far:  # it began one more before it saw the limit, which may take long
+                self.claim(slot)
+            return
+        self._ends[slot] = limit
         batch, place = unmark(limit)
         for flight in self._flights[slot]:
             first = max(flight.n_done, place if flight.id == batch else 0)

@@ -13,6 +13,7 @@ All other exceptions of a job, `KeyboardInterrupt` included, become its future's
 from __future__ import annotations
 
 import pickle
+import traceback
 from concurrent.futures import process
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -80,14 +81,29 @@ def in_pool(error: Exception) -> Exception:
     return error if kind is None else _with_attributes_of(error, kind(str(error)))
 
 
-def with_traceback(error: AnyError, traceback: str) -> AnyError:
-    """Return an error with the worker's traceback as its cause, or as a note if it already has a cause."""
+def with_traceback(error: AnyError, text: str, where: str = "in the worker") -> AnyError:
+    """Return an error with a traceback, as text, as its cause, or as a note if it already has a cause."""
     if error.__cause__ is None:
         # Not by assignment: the class may refuse to set attributes.
-        object.__setattr__(error, "__cause__", _RemoteTraceback(f'\n"""\n{traceback}"""'))
+        object.__setattr__(error, "__cause__", _RemoteTraceback(f'\n"""\n{text}"""'))
     else:
-        add_note(error, "traceback in the worker:\n" + traceback.rstrip())
+        add_note(error, f"traceback {where}:\n" + text.rstrip())
     return error
+
+
+def without_frames(error: AnyError) -> AnyError:
+    """Return the error of a submission with its traceback as text.
+
+    Frames refer to their callers, and so to the executor: it would live as long as the future that has the error.
+    """
+    text = "".join(traceback.format_exception(error))
+    found: BaseException | None = error
+    while found is not None:
+        # The context may be an exception that the caller handles now, and is left as it is.
+        object.__setattr__(found, "__context__", None)
+        object.__setattr__(found, "__traceback__", None)
+        found = found.__cause__
+    return with_traceback(error, text, "of the submission")
 
 
 def _with_attributes_of(error: BaseException, made: AnyError) -> AnyError:

@@ -27,6 +27,7 @@ from forgepar.backends.process import ProcessBackend
 from forgepar.backends.surroundings import PackedSurroundings
 from forgepar.errors import WorkflowError, WorkingFolderGone, add_note, is_system_error
 from forgepar.machine import as_bytes, available_cpus
+from forgepar.pool.errors import without_frames
 from forgepar.pool.jobs import JobFuture, SentCallable
 from forgepar.pool.scheduler import PoolScheduler, check_not_exiting
 from forgepar.pool.shared_arrays import Sharing
@@ -172,7 +173,7 @@ class ForgeExecutor(Executor):
             raise
         except Exception as error:
             future.set_running_or_notify_cancel()
-            future.set_exception(error)
+            future.set_exception(without_frames(error))
             return future
         self._scheduler.put(job)
         return future

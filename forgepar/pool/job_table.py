@@ -168,7 +168,8 @@ class JobTable:
         """Record that an attempt failed: schedule the next one, or give up the job."""
         options = job.job_template.options
         tries = job.attempt - self._uncounted.get(job.number, 0)
-        if tries <= options.retries and is_kind(error, options.retry_on) and not self.is_killed:
+        is_killed = self.is_killed or job.is_to_be_killed
+        if tries <= options.retries and is_kind(error, options.retry_on) and not is_killed:
             self.deadlines.delay(job.number, tries, time.perf_counter())
             job.attempt += 1
             return
@@ -177,13 +178,14 @@ class JobTable:
     def retry_due(self) -> None:
         """Make the jobs ready that have waited for their next attempt long enough."""
         for number in self.deadlines.due_retries():
-            self.ready.add(self.jobs[number])
+            if (job := self.jobs.get(number)) is not None:  # else it was killed while it waited
+                self.ready.add(job)
 
     def put_back(self, jobs: Sequence[Job]) -> None:
         """Make jobs ready again that a worker did not start, before the jobs with higher numbers."""
         for job in reversed(jobs):
             if self.is_killed or job.is_to_be_killed:
-                self.give_up(job, PoolWorkerDied("The job was killed before it started."))
+                self.kill(job)
             else:
                 self.ready.add(job)
 
@@ -207,6 +209,12 @@ class JobTable:
                 future.cancel()
             if (job.is_out or future.set_running_or_notify_cancel()) and error is not None:
                 future.set_exception(error)
+
+    def kill(self, job: Job) -> None:
+        """Fail a job that no worker has, as it was killed."""
+        again = "again" if job.attempt > 1 else "at all"
+        name = self.name(job.number)
+        self.give_up(job, PoolWorkerDied(f"Job {name!r} was killed before a worker began it {again}."))
 
     def cancelled(self, job: Job) -> None:
         """Remove a job that was cancelled before it was handed out."""

@@ -25,6 +25,7 @@ from forgepar.backends.base import Backend, Notice
 from forgepar.backends.exit_hooks import at_exit, is_interrupted
 from forgepar.backends.limits import why
 from forgepar.backends.process import ProcessBackend  # noqa: F401  (see `at_exit` below)
+from forgepar.backends.worker_board import mark
 from forgepar.engine.console import Console
 from forgepar.engine.slots import SlotScheduler
 from forgepar.errors import WorkerStartFailed, WrongProcess, forget_frames
@@ -64,6 +65,7 @@ class PoolScheduler:
         self._inbox: deque[Job] = deque()
         self._cancelled_jobs: deque[Job] = deque()
         self._kill_requests: deque[Job] = deque()
+        self._doomed: list[Job] = []  # jobs to be killed that still need an outcome
         self._freed: deque[tuple[Segment, bool]] = deque()
         self._is_asleep = self._is_closing = self._is_over = False
         self._cancels = self._kills = False
@@ -274,24 +276,53 @@ class PoolScheduler:
                 self._source.mark_next_running()
             self._job_table.cancel_all()
         if self._kills and not self._job_table.is_killed:
-            self._job_table.is_killed = True
-            self._slots.kill_all()
-        if self._kill_requests:
+            self._kill_all()
+        if self._kill_requests or self._doomed:
             self._kill_requested()
         while self._freed:
             segment, keep = self._freed.popleft()
             self._source.free(segment, keep=keep)
 
+    def _kill_all(self) -> None:
+        """Kill the workers that have jobs, and fail all other jobs, also those that wait for a retry."""
+        self._job_table.is_killed = True
+        self._slots.kill_all()
+        held = self._held()
+        for job in list(self._job_table.jobs.values()):
+            if job.number not in held:
+                self._job_table.kill(job)
+
     def _kill_requested(self) -> None:
-        """Kill the workers that run jobs to be killed."""
+        """End the jobs to be killed: kill their workers, or reclaim them from slots that have not begun them."""
         while self._kill_requests:
-            self._kill_requests.popleft().is_to_be_killed = True
-        for slot in range(self.backend.n_slots):
-            job = self._slots.task_at(slot)
-            if job is not None and job.is_to_be_killed and slot not in self._slots.deadlines.pending_kills:
-                name = self._job_table.name(job.number)
-                error = PoolWorkerDied(f"Job {name!r} was killed with its worker, as kill() requested.")
+            job = self._kill_requests.popleft()
+            job.is_to_be_killed = True
+            self._doomed.append(job)
+        held = self._held()
+        for job in self._doomed:
+            slot, at = held.get(job.number, (-1, 0))
+            if job.is_over or slot in self._slots.deadlines.pending_kills:
+                continue
+            position = self.backend.position(slot) if slot >= 0 else 0
+            if slot < 0:
+                self._job_table.kill(job)
+            elif at == position:
+                error = PoolWorkerDied(
+                    f"Job {self._job_table.name(job.number)!r} was killed with its worker, as kill() requested."
+                )
                 self._slots.kill(slot, job.number, error)
+            elif at > position:  # else it has run, and its reply comes
+                self._slots.stealing.claim(slot)
+        self._doomed = [job for job in self._doomed if not job.is_over]
+
+    def _held(self) -> dict[int, tuple[int, int]]:
+        """Return slot and mark of each job that a slot has: it has no outcome, and was not reclaimed."""
+        return {
+            job.number: (slot, mark(flight.id, place))
+            for slot, flights in enumerate(self._slots.flights)
+            for flight in flights
+            for place, job in enumerate(flight.tasks[flight.n_done : flight.n_own], flight.n_done)
+        }
 
     def _break(self, error: BaseException) -> None:
         """Fail all jobs, because no more can be run."""
