@@ -44,11 +44,7 @@ def drop(backend: OpenBackend) -> None:
 
 def close_dropped() -> None:
     """Close the backends of executors that were garbage collected."""
-    while True:
-        try:
-            backend = _dropped[0]
-        except IndexError:
-            return
+    for backend in tuple(_dropped):
         backend.close()
         with suppress(ValueError):  # removed by another thread; not before it is closed, as an interrupt may end that
             _dropped.remove(backend)
