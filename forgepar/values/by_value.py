@@ -166,6 +166,9 @@ class _ByValueReducers(pickle.Pickler):
         if "__slots__" in vars(cls) and isinstance(arguments[3], dict) and typing.NamedTuple not in arguments[2]:
             slots = vars(cls)["__slots__"]
             arguments = (*arguments[:3], {**arguments[3], "__slots__": slots}, *arguments[4:])
+        if cls.__qualname__ != cls.__name__ and isinstance(arguments[3], dict) and not isinstance(arguments[0], tuple):
+            options = {**arguments[3], "__qualname__": cls.__qualname__}  # cloudpickle keeps that of enumerations only
+            arguments = (*arguments[:3], options, *arguments[4:])
         keys = self._keys({n: value for n, value in attributes.items() if _is_data(n, value)})
         if "_member_map_" in vars(cls):
             attributes[MEMBERS] = attributes_of_members(cls)

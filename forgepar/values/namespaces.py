@@ -268,8 +268,8 @@ def fill_class(cls: type, state: _State) -> None:
         state: its `Home`; the function that sets all attributes; their values; the keys of those that are data.
     """
     home, setter, attributes, keys = state
-    if is_native(home):
-        return
+    if is_native(home) and cls not in _unfilled:
+        return  # this process has the class itself; one that a task made in a function is new here as well
     sent, own = attributes[0], vars(cls)
     takes_callers = home.is_origins and origins.is_worker
     for kind in sent.pop(REGISTERED, ()):
