@@ -44,10 +44,17 @@ def drop(backend: OpenBackend) -> None:
 
 def close_dropped() -> None:
     """Close the backends of executors that were garbage collected."""
-    for backend in tuple(_dropped):
-        backend.close()
-        with suppress(ValueError):  # removed by another thread; not before it is closed, as an interrupt may end that
-            _dropped.remove(backend)
+    while _dropped:
+        backend = None
+        with suppress(IndexError):  # another thread may have taken the last one
+            backend = _dropped.popleft()
+        if backend is None:
+            continue
+        try:
+            backend.close()
+        except KeyboardInterrupt:
+            _dropped.append(backend)
+            raise
 
 
 def _close_all() -> None:

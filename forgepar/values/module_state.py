@@ -263,7 +263,9 @@ def _part(
     module, name = key
     loaded = sys.modules.get(module)
     if loaded is not None and name != _WHOLE:
-        return StatePart(number, key, pickled, uses, check(vars(loaded), name, value), needs)
+        has_value, find = check(vars(loaded), name, value), sys.modules.get
+        # The module may be removed and imported again: the former one still has the value.
+        return StatePart(number, key, pickled, uses, lambda: find(module) is loaded and has_value(), needs)
 
     def is_current() -> bool:  # never for a module that is not loaded: its source may have been edited
         return loaded is not None and sys.modules.get(module) is loaded and uses == _uses_of_whole(loaded)

@@ -138,6 +138,7 @@ class _ChangeDetector:
     def identities(self) -> tuple[Any, ...]:
         """Return the objects that are compared by identity."""
         return (
+            *itertools.chain.from_iterable(self._dicts),
             *itertools.chain.from_iterable(map(_VALUES, self._dicts)),
             *itertools.chain.from_iterable(map(_MEMBERS, self.functions)),
             *map(_CONTENTS, self._cells),
@@ -174,6 +175,8 @@ class _ChangeDetector:
     def _add_function(self, fn: types.FunctionType) -> None:
         self.functions.append(fn)
         self._dicts.append(vars(fn))
+        if fn.__kwdefaults__:
+            self._dicts.append(fn.__kwdefaults__)
         for cell in fn.__closure__ or ():
             try:
                 self._add(cell.cell_contents)

@@ -331,6 +331,75 @@ CHANGES = [
 ]
 
 
+KEYWORDS = """
+    class Names:
+        first = 1
+    def helper(x, *, scale=1, offset=2): return x * scale + offset
+    helper.first = 1
+    def by_keywords(x): return helper(x)
+    def by_names(x): return [name for name in (*vars(Names), *vars(helper)) if not name.startswith("_")]
+"""
+
+
+def keyword_default_assigned_in_place(project):
+    project.write("keywords", KEYWORDS)
+    module = project.load("keywords")
+    return module.by_keywords, lambda: module.helper.__kwdefaults__.update(scale=9)
+
+
+def keyword_defaults_that_change_places(project):
+    project.write("keywords", KEYWORDS)
+    module = project.load("keywords")
+
+    def change():
+        module.helper.__kwdefaults__.clear()
+        module.helper.__kwdefaults__.update(offset=1, scale=2)
+
+    return module.by_keywords, change
+
+
+def attribute_of_a_class_renamed(project):
+    project.write("keywords", KEYWORDS)
+    module = project.load("keywords")
+
+    def change():
+        del module.Names.first
+        module.Names.second = 1
+
+    return module.by_names, change
+
+
+def attribute_of_a_function_renamed(project):
+    project.write("keywords", KEYWORDS)
+    module = project.load("keywords")
+
+    def change():
+        del module.helper.first
+        module.helper.second = 1
+
+    return module.by_names, change
+
+
+def module_imported_again(project):
+    project.write("dotted", "import PROJECT.settings\ndef by_dots(x): return x * PROJECT.settings.SCALE\n")
+    dotted = project.load("dotted")
+
+    def change():
+        del sys.modules[f"{project.name}.settings"]
+        project.load("settings").SCALE = 8
+
+    return dotted.by_dots, change
+
+
+CHANGES += [
+    keyword_default_assigned_in_place,
+    keyword_defaults_that_change_places,
+    attribute_of_a_class_renamed,
+    attribute_of_a_function_renamed,
+    module_imported_again,
+]
+
+
 def in_workflow(executor, fn, x):
     wf = fp.Workflow()
     handle = wf.add(fn, x)
