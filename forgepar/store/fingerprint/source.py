@@ -15,7 +15,21 @@ from typing import Any
 from forgepar.values.comparison import MISSING, same
 from forgepar.values.origins import travels_by_value
 
-_OF_CLASS = frozenset(("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__"))
+_OF_CLASS = frozenset(
+    (
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",  # this and `__static_attributes__` since Python 3.13
+        "__module__",
+        "__qualname__",
+        "__slotnames__",  # written by pickle
+        "__static_attributes__",
+        "__weakref__",
+    )
+)
 
 
 def unexplained(module: types.ModuleType, source: bytes, code: types.CodeType) -> Iterator[tuple[str, Any]]:

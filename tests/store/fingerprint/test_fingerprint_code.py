@@ -481,6 +481,26 @@ def test_a_change_in_another_module_counts_and_a_comment_there_does_not(folder, 
     assert digest_of(imported(folder, dg_flow=flow, **changed)) != first
 
 
+@pytest.mark.parametrize("attribute", ["__firstlineno__", "__static_attributes__", "__slotnames__"])
+def test_what_python_or_pickle_writes_into_a_class_counts_for_nothing(tmp_path, monkeypatch, attribute):
+    name = f"written_{attribute.strip('_')}"
+    text = "class Point:\n    scale = 2\n    def move(self):\n        self.x = self.scale\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    script = {"__name__": "__main__"}
+    exec(f"def use():\n    from {name} import Point\n    return Point", script)
+    before = digest_of(script["use"])
+    point = importlib.import_module(name).Point
+    try:
+        assert digest_of(script["use"]) == before
+        setattr(point, attribute, ())
+        assert digest_of(script["use"]) == before
+        point.scale = 3
+        assert digest_of(script["use"]) != before
+    finally:
+        del sys.modules[name]
+
+
 def test_imports_within_count_the_same_whether_imported_or_not(folder):
     flow = "def f():\n    from dg_pack.sub import g\n    return g()"
     pack = {"__init__": "", "sub": "from . import deep\ndef g(): return deep.n", "deep": "n = 1"}
