@@ -271,7 +271,12 @@ def tests_of(path: str) -> tuple[str, ...]:
     if not naming:
         importers = _naming(path, _texts("forgepar"))
         naming = [file for importer in importers for file in tests if Path(file).name == f"test_{Path(importer).name}"]
-    own = [file for file in tests if Path(file).stem == f"test_{Path(path).stem}"]
+    folder, stem = str(Path("tests", *Path(path).parts[1:-1])), Path(path).stem
+    own = [
+        file
+        for file in tests
+        if Path(file).stem == f"test_{stem}" or (str(Path(file).parent) == folder and file.endswith(f"_{stem}.py"))
+    ]
     return tuple(dict.fromkeys(own + naming))
 
 
@@ -338,6 +343,7 @@ class Examiner:
     """Tests mutants, and remembers how long the tests take without them."""
 
     full: bool
+    tests: tuple[str, ...] = ()
     copies: queue.SimpleQueue[Copy] = field(default_factory=queue.SimpleQueue)
     _seconds: dict[tuple[str, ...], float] = field(default_factory=dict)
 
@@ -345,7 +351,7 @@ class Examiner:
         """Return what noticed a mutant; an empty string if nothing did."""
         copy = self.copies.get()
         try:
-            own = tests_of(mutant.path)
+            own = self.tests or tests_of(mutant.path)
             stages = [own] if own else []
             if self.full:
                 stages.append(("tests",))
@@ -382,6 +388,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     parser.add_argument("--package", action="append", choices=PACKAGES, help="only this package; may be repeated")
     parser.add_argument("--module", action="append", help="only this file, such as forgepar/store/gc.py")
+    parser.add_argument("--tests", nargs="+", default=[], help="run these test files in stage 1")
     parser.add_argument("--full", action="store_true", help="run the default suite on what the module's tests miss")
     parser.add_argument("--jobs", type=int, default=1, help="test runs at a time (default: 1)")
     parser.add_argument("--least", type=float, default=0.0, help="share that must be noticed (default: 0)")
@@ -427,7 +434,7 @@ def main() -> int:
         for mutant in sample:
             print(f"\n{mutant.path}:{mutant.line}, {mutant.kind}\n{mutant.diff()}")
         return 0
-    examiner = Examiner(options.full)
+    examiner = Examiner(options.full, tuple(options.tests))
     verdicts: dict[Mutant, str] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as threads:
         for i in range(options.jobs):
