@@ -13,11 +13,13 @@ import threading
 import pytest
 
 from forgepar.errors import StoreBusy, StoreError
-from forgepar.store.lock import RunLock
+from forgepar.store.lock import RunLock, remove_stale
+from forgepar.system import life_locks
 
 HOLDER = """
 import ctypes, os, sys, pathlib, signal
-from forgepar.store.lock import RunLock
+from forgepar.store.lock import RunLock, remove_stale
+from forgepar.system import life_locks
 lock = RunLock(pathlib.Path(sys.argv[1]), "w", [b"a"])
 lock.acquire(wait=False)
 if sys.argv[2] == "fork" and os.fork() == 0:
@@ -48,6 +50,85 @@ def test_one_at_a_time(tmp_path):
     second.acquire(wait=False)
     second.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def before_the_first_flock(monkeypatch, act):
+    """Have something happen between the opening of a file and its locking."""
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, how):
+        calls.append(how)
+        if len(calls) == 1:
+            act()
+        return flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    return calls
+
+
+def test_a_file_that_its_holder_removed_after_it_was_opened_is_no_lock(tmp_path, monkeypatch):
+    first, second, third = lock_on(tmp_path), lock_on(tmp_path), lock_on(tmp_path)
+    assert first.try_acquire()
+    before_the_first_flock(monkeypatch, first.release)
+    assert second.try_acquire()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not third.try_acquire()
+    second.release()
+    assert third.try_acquire()
+    third.release()
+
+
+def test_nor_is_one_that_another_run_replaced(tmp_path, monkeypatch):
+    first, second, third = lock_on(tmp_path), lock_on(tmp_path), lock_on(tmp_path)
+    assert first.try_acquire()
+
+    def replace():
+        first.release()
+        assert third.try_acquire()
+
+    before_the_first_flock(monkeypatch, replace)
+    assert not second.try_acquire()
+    third.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_releasing_removes_no_file_that_another_run_made(tmp_path):
+    first, second = lock_on(tmp_path), lock_on(tmp_path)
+    assert first.try_acquire()
+    (path,) = tmp_path.iterdir()
+    path.unlink()  # as somebody may who cleans up
+    assert second.try_acquire()
+    first.release()
+    assert path.exists()
+    assert not lock_on(tmp_path).try_acquire()
+    second.release()
+
+
+def test_stale_locks_are_removed_unless_another_run_has_replaced_them(tmp_path, monkeypatch):
+    left = tmp_path / "0123.lock"
+    left.touch()
+    remove_stale(tmp_path, ())
+    assert not left.exists()
+    left.touch()
+
+    def replace():
+        left.unlink()
+        left.touch()
+
+    before_the_first_flock(monkeypatch, replace)
+    remove_stale(tmp_path, ())
+    assert left.exists()
+
+
+def test_life_files_go_with_their_runs_unless_these_are_said_to_run(tmp_path):
+    for name in ("ended", "killed", "held"):
+        path = str(tmp_path / f"{name}.run")
+        assert life_locks.hold(path)
+        if name != "held":
+            life_locks.release(path)
+    remove_stale(tmp_path, {"killed"})
+    assert {path.name for path in tmp_path.iterdir()} == {"killed.run", "held.run"}
+    life_locks.release(str(tmp_path / "held.run"))
 
 
 @pytest.mark.parametrize("other", [("v", (b"a",)), ("w", (b"b",)), ("w", (b"a", b"b")), ("w", (None,))])
