@@ -308,6 +308,13 @@ def test_an_instance_of_a_class_of_the_script_is_not_plain(base):
     assert not is_plain(as_object)
 
 
+@pytest.mark.parametrize("base", [object, int, float, str, bytes, tuple, frozenset, BaseException])
+def test_nor_is_a_container_with_one_as_a_key_or_in_a_set(base):
+    mine = script_class(base)()
+    values = [{mine: 1}, {"a": {mine: 1}}, [{mine: 1}], {(mine,): 1}, {mine}, [frozenset((mine,))], ({mine},)]
+    assert not any(map(is_plain, values))
+
+
 def test_a_class_of_the_script_travels_with_its_instance(arena, monkeypatch):
     """The script's module is another one in a worker: nothing may be looked for in it."""
     kind = script_class()
@@ -315,7 +322,8 @@ def test_a_class_of_the_script_travels_with_its_instance(arena, monkeypatch):
     mine = kind()
     mine.n = 21
     monkeypatch.setattr(sys.modules["__main__"], "Mine", kind, raising=False)
-    wires = [encode(mine, arena), encode({"a": [mine]}, arena)]
+    wires = [encode(mine, arena), encode({"a": [mine]}, arena), encode({mine: 4}, arena)]
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     assert decode(wires[0], arena).double() == 42
     assert decode(wires[1], arena)["a"][0].double() == 42
+    assert [(key.double(), n) for key, n in decode(wires[2], arena).items()] == [(42, 4)]
