@@ -6,12 +6,14 @@ import os
 import sys
 import threading
 from operator import add
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 dask = pytest.importorskip("dask", reason="dask is in the extra dask")
 
+from conftest import wait_until  # noqa: E402
 from dask._task_spec import Alias, DataNode, Task, TaskRef  # noqa: E402
 from dask.callbacks import Callback  # noqa: E402
 from dask.diagnostics import ProgressBar  # noqa: E402
@@ -269,6 +271,61 @@ def test_what_a_callback_raises_ends_the_run():
     assert recorder.told[-1][:2] == ("finish", True)
 
 
+@pytest.mark.parametrize("which", ["pretask", "posttask"])
+@pytest.mark.parametrize("kind", [LookupError, KeyboardInterrupt])
+def test_what_a_callback_raises_at_the_last_node_is_raised_and_no_other_is_called(which, kind):
+    error, calls = kind("mine"), []
+
+    def raise_it(key, *_):
+        calls.append(key)
+        if key == "b":
+            raise error
+
+    graph = {"a": (inc, 1), "b": (inc, "a")}
+    others = Callback(**{which: lambda key, *_: calls.append(f"other {key}")})
+    with Callback(**{which: raise_it}), others, Recorder() as recorder, pytest.raises(kind) as caught:
+        fp.dask_get(graph, "b", optimize_graph=False)
+    assert caught.value is error
+    assert [call for call in calls if not call.startswith("other")] == ["a", "b"]
+    assert recorder.told[-1][:2] == ("finish", True)
+
+
+def hang(at_end):
+    try:
+        wait_until(lambda: False, "the end of this worker")
+    finally:
+        Path(at_end).touch()
+
+
+def test_what_a_callback_raises_ends_the_nodes_that_run(tmp_path):
+    def raise_it(key, *_):
+        if key == "b":
+            raise Odd(key)
+
+    graph = {"a": (hang, str(tmp_path / "end")), "b": (inc, 2), "c": (list, ["a", "b"])}
+    with Callback(posttask=raise_it), pytest.raises(Odd, match="b"):
+        fp.dask_get(graph, "c", optimize_graph=False)
+    assert not (tmp_path / "end").exists()
+
+
+def refuse_any(*_):
+    raise Odd("any")
+
+
+@pytest.mark.parametrize("which", ["start", "start_state", "finish"])
+def test_what_a_callback_raises_beside_the_nodes_is_raised_too(which):
+    with Callback(**{which: refuse_any}), pytest.raises(Odd):
+        fp.dask_get({"a": (inc, 1)}, "a")
+
+
+def test_callbacks_that_began_are_told_of_the_end_where_another_cannot_begin():
+    told = []
+    first, last = ((None, None, None, None, lambda dsk, state, bad, n=n: told.append((n, bad))) for n in (1, 3))
+    with pytest.raises(Odd):
+        fp.dask_get({"a": (inc, 1)}, "a", callbacks=[first, (refuse_any, *[None] * 3, refuse_any), last])
+    assert told == [(1, True)]
+
+
 def test_what_a_callback_raises_at_the_start_ends_all():
     with Callback(start=refuse), pytest.raises(Odd):
         fp.dask_get({"a": (inc, 1)}, "a")
@@ -306,6 +363,30 @@ def test_another_number_of_workers_takes_the_place_of_the_last():
     assert not before & pids()
     daskgraphs.close_workers()
     assert daskgraphs._idle == []
+
+
+def test_the_number_of_workers_is_the_argument_else_dasks_else_that_of_cpus(monkeypatch):
+    asked = []
+
+    class Counted(fp.WorkflowExecutor):
+        def __init__(self, workers):
+            asked.append(workers)
+            super().__init__(backend="inline")
+
+    monkeypatch.setattr(daskgraphs, "WorkflowExecutor", Counted)
+    monkeypatch.setattr(daskgraphs, "available_cpus", lambda: 7)
+    daskgraphs.close_workers()
+    graph = {"x": (inc, 1)}
+    with dask.config.set(num_workers=5):
+        assert fp.dask_get(graph, "x", num_workers=3) == 2
+        assert fp.dask_get(graph, "x") == 2
+    with dask.config.set(num_workers=None):
+        assert fp.dask_get(graph, "x") == 2
+        assert fp.dask_get(graph, "x", num_workers=7) == 2  # the same executor
+    with Counted(9) as pool:
+        assert fp.dask_get(graph, "x", num_workers=11, pool=pool) == 2
+    assert asked == [3, 5, 7, 9]
+    daskgraphs.close_workers()
 
 
 def test_calls_from_several_threads_do_not_meet():
