@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import ctypes
 import difflib
 import functools
 import itertools
@@ -25,7 +26,6 @@ import queue
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -43,8 +43,9 @@ PACKAGES = ("scheduling", "engine", "values", "pool", "store", "backends")
 _MARK = "FORGEPAR_MUTANT"  # in the environment of all processes of a test run, so that they can be ended
 _LEAST_LIMIT, _LIMIT_FACTOR = 60.0, 4.0  # seconds; times the duration without a mutant
 _SLOW_TESTS = "tests/report/"  # browsers and drawings: stage 2 runs them
+_END_SECONDS = 5.0  # that killed processes may take to end
+_PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 _LONGEST_BASELINE = 1800.0  # seconds
-_TESTS_FAILED, _INTERRUPTED = 1, 2  # pytest's exit codes; an import that fails interrupts the collection
 
 _COMPARISONS = {
     ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
@@ -320,11 +321,17 @@ class Copy:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _end_all(self) -> None:
-        """Kill all processes of the test run: a mutant may leave workers that do not end by themselves."""
-        for process in psutil.process_iter():
+        """Kill all processes of the test run: a mutant may leave workers that do not end by themselves.
+
+        Only descendants of this process are looked at; `_adopt_orphans` makes all processes of the run such.
+        """
+        left = []
+        for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(_MARK) == str(self._folder):
-                    process.send_signal(signal.SIGKILL)
+                    process.kill()
+                    left.append(process)
+        psutil.wait_procs(left, _END_SECONDS)
 
     @contextlib.contextmanager
     def changed(self, mutant: Mutant) -> Iterator[None]:
@@ -377,6 +384,12 @@ class Examiner:
                 raise SystemExit(f"These tests fail without a mutant: {' '.join(tests)}\n{output}")
             self._seconds[tests] = time.monotonic() - began
         return self._seconds[tests]
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, where the system has that (Linux)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 # The command
@@ -434,6 +447,7 @@ def main() -> int:
         for mutant in sample:
             print(f"\n{mutant.path}:{mutant.line}, {mutant.kind}\n{mutant.diff()}")
         return 0
+    _adopt_orphans()
     examiner = Examiner(options.full, tuple(options.tests))
     verdicts: dict[Mutant, str] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as threads:
