@@ -323,6 +323,90 @@ def test_what_was_made_with_a_fallback_is_not_taken_for_the_value_itself(ran, st
     assert result["lambda"] == 1
 
 
+def falls_back(ran: Ran, broken: Path, where: str) -> fp.Workflow:
+    """A task that becomes three and their sum, of a value that has a fallback while a file is there."""
+
+    def value(name, good):
+        if broken.exists():
+            raise OSError("down")
+        return ran(name) or good
+
+    def part(i):
+        ran(f"part-{i}")
+        return 10 * i
+
+    def inner_of(n):
+        wf = fp.Workflow("inner")
+        return fp.Subflow(wf, wf.add(sum, wf.map(part, [n * i for i in range(3)])))
+
+    def split(n):
+        ran("split")
+        return inner_of(n)
+
+    def stand_in(error):
+        ran("stand-in")
+        return inner_of(7)
+
+    def split_or_fail(n):
+        if broken.exists():
+            raise OSError("down")
+        return split(n)
+
+    wf = fp.Workflow("falls back")
+    with_value = fp.task(value).options(name="value", fallback=fp.ValueFallback(7))
+    with_call = fp.task(split_or_fail).options(name="split", fallback=stand_in)
+    if where == "before":
+        made = wf.add(fp.task(split).options(name="split"), wf.add(with_value, "value", 2))
+    else:
+        made = wf.add(with_call, 2)
+    wf.add(fp.task(lambda x: ran("after") or x).options(name="after"), made)
+    return wf
+
+
+@pytest.mark.parametrize("where", ["before", "itself"])
+def test_what_a_fallbacks_value_became_in_a_subflow_is_not_taken_for_the_value_itself(
+    ran, store, tmp_path, where, either_backend
+):
+    broken = tmp_path / "broken"
+    broken.touch()
+    result = falls_back(ran, broken, where).run(**either_backend, store=store)
+    assert result["after"] == 70 * (0 + 1 + 2)
+    ran.take()
+    broken.unlink()
+    result = falls_back(ran, broken, where).run(**either_backend, store=store, resume=True)
+    assert result["after"] == 20 * (0 + 1 + 2)
+    made = ran.take()
+    assert {name: made[name] for name in ("part-0", "part-2", "part-4", "after")} == {
+        "part-0": 1,
+        "part-2": 1,
+        "part-4": 1,
+        "after": 1,
+    }
+    falls_back(ran, broken, where).run(**either_backend, store=store, resume=True)
+    assert ran.take() in ({}, {"split": 1})  # all of the good run is kept
+
+
+@pytest.mark.parametrize("where", ["before", "itself"])
+def test_a_subflow_that_a_fallbacks_value_became_takes_nothing_from_earlier_runs(
+    ran, store, tmp_path, where, either_backend
+):
+    """Its tasks may read what the task before them has written, and that one has done something else now."""
+    broken = tmp_path / "broken"
+    wf = falls_back(ran, broken, where)
+    wf.run(**either_backend, store=store)
+    with sqlite3.connect(store) as connection:  # of the tasks of the subflow alone, the values are still there
+        connection.execute(
+            'DELETE FROM "values" WHERE fingerprint IN (SELECT fingerprint FROM tasks WHERE task < ?)', (len(wf),)
+        )
+    connection.close()
+    ran.take()
+    broken.touch()
+    result = falls_back(ran, broken, where).run(**either_backend, store=store, resume=True)
+    assert result["after"] == 70 * (0 + 1 + 2)
+    first = "split" if where == "before" else "stand-in"
+    assert ran.take() == {first: 1, "part-0": 1, "part-7": 1, "part-14": 1, "after": 1}
+
+
 def test_undone_tasks_are_forgotten(ran, store, tmp_path):
     mended = tmp_path / "mended"
 
