@@ -106,6 +106,37 @@ def test_what_it_started_is_ended_too(tmp_path):
     wait_until(lambda: is_gone(pid), "the child's end")
 
 
+def with_stubborn_child(path):
+    code = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    part = path.with_suffix(".part")
+    part.write_text(str(child.pid))
+    part.rename(path)
+    child.wait()
+
+
+@pytest.mark.parametrize("way", ["workflow", "executor", "pool"])
+def test_what_it_started_is_killed_where_it_does_not_listen(tmp_path, way):
+    """The worker ends at the first signal, so its child can only be known from before."""
+    path, fn = tmp_path / "pid", fp.task(with_stubborn_child).options(timeout=ENOUGH)
+    wf = fp.Workflow()
+    wf.add(fn, path)
+    if way == "workflow":
+        assert isinstance(failure_of(wf, workers=1).exceptions[0], fp.TaskTimeout)
+        wait_until(lambda: is_gone(int(path.read_text())), "the child's end")
+        return
+    with fp.WorkflowExecutor(1) if way == "executor" else fp.ForgeExecutor(1) as executor:
+        if isinstance(executor, fp.WorkflowExecutor):
+            with pytest.raises(fp.WorkflowFailed):
+                executor.run(wf)
+        else:
+            with pytest.raises(fp.TaskTimeout):
+                executor.submit(fn, path).result()
+        wait_until(lambda: is_gone(int(path.read_text())), "the child's end")  # the workers stay
+
+
 def test_it_may_clean_up_first(tmp_path):
     def clean(path):
         def at_term(*_):
