@@ -16,6 +16,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -424,6 +425,152 @@ def test_a_start_that_finds_no_room_leaves_no_folder(roots, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         open_arena()
     assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+def failing_at(monkeypatch, module, name, *which, error=errno.EMFILE):
+    """Have some calls of a function fail, by number from 1; return the arguments of all calls."""
+    original, calls = getattr(module, name), []
+
+    def call(*arguments, **more):
+        calls.append(arguments)
+        if len(calls) in which:
+            raise OSError(error, os.strerror(error))
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_removing_is_tried_twice_where_descriptors_ran_out(roots, monkeypatch):
+    arena = open_arena()
+    (arena.folder / "value").touch()
+    failing_at(monkeypatch, folders.os, "scandir", 1)
+    remove_arena(arena)
+    assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+def test_what_cannot_be_removed_keeps_its_lock_file_so_that_another_run_sweeps_it(roots, monkeypatch):
+    arena = open_arena()
+    left = arena.folder / "value"
+    left.touch()
+    with monkeypatch.context() as patched:
+        unlink = os.unlink
+        refused = []
+
+        def refuse(path, *more, **others):
+            if Path(path) == left:
+                refused.append(path)
+                raise PermissionError(errno.EPERM, "no")
+            unlink(path, *more, **others)
+
+        patched.setattr(folders.os, "unlink", refuse)
+        remove_arena(arena)
+    assert len(refused) == 2
+    assert {path.name for path in arena.folder.iterdir()} == {"value", "owner"}
+    assert not lifelocks.is_held(folders.owner_file(arena.folder))
+    sweep()
+    assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+def test_links_in_a_folder_are_removed_and_not_what_they_lead_to(roots, tmp_path):
+    arena = open_arena()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (arena.folder / "link").symlink_to(tmp_path / "kept", target_is_directory=True)
+    (arena.folder / "own").mkdir()
+    (arena.folder / "own" / "file").touch()
+    remove_arena(arena)
+    assert (tmp_path / "kept" / "file").exists()
+    assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+def test_where_no_lock_can_be_made_in_shared_memory_the_arena_is_on_disk(roots, monkeypatch):
+    failing_at(monkeypatch, folders, "hold", 2, error=errno.ENOSPC)  # the first is of the temporary folder
+    arena = open_arena()
+    assert list(roots[0].iterdir()) == []
+    assert str(arena.folder) == arena.place.spill_folder
+    assert arena.folder.parent == roots[1]
+    assert arena.place.budget == 0
+    remove_arena(arena)
+    assert list(roots[1].iterdir()) == []
+
+
+def test_a_folder_that_is_removed_again_and_again_is_given_up(roots, monkeypatch):
+    calls = []
+
+    def hold(path):
+        calls.append(path)
+        Path(path).parent.rmdir()
+        raise FileNotFoundError(errno.ENOENT, "gone", path)
+
+    monkeypatch.setattr(folders, "hold", hold)
+    with pytest.raises(FileNotFoundError, match="Set TMPDIR to another folder") as caught:
+        open_arena()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(roots[1]))
+    assert len(set(calls)) == folders._ATTEMPTS
+    assert [*roots[0].iterdir(), *roots[1].iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("free", "available", "budget", "expected"),
+    [
+        (1000, 3000, None, 900),  # nine tenths of what is free there
+        (5000, 3000, None, 1500),  # half of what the machine has
+        (5000, 3000, 700, 700),
+        (1000, 3000, 2000, 900),
+    ],
+)
+def test_the_budget_is_what_is_asked_for_or_half_of_the_memory_within_what_is_free(
+    roots, monkeypatch, free, available, budget, expected
+):
+    monkeypatch.setattr(folders.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free // 10, f_frsize=10))
+    monkeypatch.setattr(folders, "available_memory", lambda: available)
+    arena = open_arena(budget=budget)
+    assert arena.place.budget == expected
+    assert arena.folder.parent == roots[0]
+    remove_arena(arena)
+
+
+@pytest.mark.parametrize(("least", "is_used"), [(900, True), (901, False)])
+def test_shared_memory_is_used_from_some_free_space_on(roots, monkeypatch, least, is_used):
+    monkeypatch.setattr(folders.os, "statvfs", lambda path: SimpleNamespace(f_bavail=100, f_frsize=10))
+    monkeypatch.setattr(folders, "_LEAST_MEMORY", least)
+    arena = open_arena()
+    assert (arena.folder.parent == roots[0]) is is_used
+    remove_arena(arena)
+
+
+def test_shared_memory_that_may_not_be_written_counts_as_none(roots, monkeypatch):
+    monkeypatch.setattr(folders.os, "access", lambda path, how: how != os.W_OK)
+    assert folders._free_memory() == 0
+    monkeypatch.setattr(folders.os, "access", lambda path, how: True)
+    assert folders._free_memory() > 0
+    monkeypatch.setattr(folders.os, "statvfs", raising(FileNotFoundError(errno.ENOENT, "no")))
+    assert folders._free_memory() == 0
+
+
+def test_a_temporary_folder_in_shared_memory_takes_one_folder(roots, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(roots[0]))
+    arena = open_arena()
+    assert [str(path) for path in roots[0].iterdir()] == [arena.place.spill_folder] == [str(arena.folder)]
+    remove_arena(arena)
+
+
+@pytest.mark.parametrize("n_workers", [0, 3])
+def test_an_arena_has_a_meter_for_each_worker_and_its_owner(roots, n_workers):
+    arena = open_arena(n_workers)
+    assert arena.place.n_columns == n_workers + 1
+    assert mode(arena.folder) == mode(arena.folder / folders.IDLE) == mode(Path(arena.place.spill_folder)) == 0o700
+    remove_arena(arena)
+
+
+def test_one_folder_that_cannot_be_swept_does_not_keep_others(roots, monkeypatch):
+    names = [f"forgepar-{os.getuid()}-7-k0{i}" for i in range(3)]
+    for name in names:
+        (roots[0] / name).mkdir()
+    failing_at(monkeypatch, folders, "_is_mine", 2)
+    sweep()
+    assert len([path for path in roots[0].iterdir() if path.name in names]) == 1
 
 
 def raising(error):
