@@ -9,6 +9,8 @@ files of the module: those with its name, and those that import it or name it. W
 stage 1 also meets the default suite. Both stages first run without a mutant: that shows that they pass, and how long
 they take. A mutant that takes four times as long hangs, and counts as noticed.
 
+The tests run as root in namespaces of their own (`unshare`), as a mutant may remove or kill anything.
+
 Exit code: 0 if the share of noticed mutants is at least ``--least``, else 1.
 """
 
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import ctypes
 import difflib
 import functools
 import itertools
@@ -36,15 +37,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("scheduling", "engine", "values", "pool", "store", "backends")
-_MARK = "FORGEPAR_MUTANT"  # in the environment of all processes of a test run, so that they can be ended
 _LEAST_LIMIT, _LIMIT_FACTOR = 60.0, 4.0  # seconds; times the duration without a mutant
 _SLOW_TESTS = "tests/report/"  # browsers and drawings: stage 2 runs them
-_END_SECONDS = 5.0  # that killed processes may take to end
-_PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
+# A mutant may remove any file and kill any process. It sees no others, and can write to its copy and /dev/shm alone.
+_UNSHARE = ("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
+_CONFINE = """
+mount --make-rprivate /
+mount --bind "$0" "$0"
+cut -d " " -f 5 /proc/self/mountinfo | while read -r place; do
+    case "$place" in "$0"|/proc|/proc/*|/sys|/sys/*|/dev|/dev/*) ;; *) mount -o remount,bind,ro "$place" ;; esac
+done
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+cd "$0/checkout"
+touch /usr/mutant 2> /dev/null && exit 99
+exec "$@"
+"""
 _LONGEST_BASELINE = 1800.0  # seconds
 
 _COMPARISONS = {
@@ -285,64 +294,55 @@ class Copy:
     """A copy of the checkout in which one mutant at a time is tested."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "checkout"
+        self._folder = folder
+        self._checkout = folder / "checkout"
         self._temporary = folder / "t"  # a short name, as paths of sockets are bounded
-        files = subprocess.run(
+        found = subprocess.run(
             ["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
         )
-        for name in files.stdout.decode().split("\0"):
-            if name and (ROOT / name).is_file():
-                target = self._folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, target)
+        names = found.stdout.decode().split("\0")
+        self._files = {name: (ROOT / name).read_bytes() for name in names if name and (ROOT / name).is_file()}
+        self._fill()
+
+    def _fill(self) -> None:
+        """Write all files anew: a mutant may have removed or changed any of them."""
+        shutil.rmtree(self._checkout, ignore_errors=True)
+        for name, content in self._files.items():
+            target = self._checkout / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
 
     def run(self, tests: tuple[str, ...], limit: float) -> tuple[int | None, str]:
         """Run test files; return pytest's exit code, or None if they took too long, and the end of its output."""
         self._temporary.mkdir()
-        environment = {
-            **os.environ, "PYTHONPATH": str(self._folder), "TMPDIR": str(self._temporary), _MARK: str(self._folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
+        environment = {**os.environ, "PYTHONPATH": str(self._checkout), "TMPDIR": str(self._temporary)}
+        command = [*_UNSHARE, "sh", "-ec", _CONFINE, str(self._folder), sys.executable, "-m", "pytest"]
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
         output = self._temporary / "output"
         try:
             with output.open("wb") as file:
                 process = subprocess.Popen(
-                    command, cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                    [*command, *options], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
                 )
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(limit)
-            code = process.poll()
-            self._end_all()
-            process.wait()
+                try:
+                    code = process.wait(limit)
+                except subprocess.TimeoutExpired:
+                    code = None
+                finally:
+                    process.kill()  # and with it the whole namespace
+                    process.wait()
             return code, "\n".join(output.read_text(errors="replace").splitlines()[-12:])
         finally:
-            self._end_all()
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _end_all(self) -> None:
-        """Kill all processes of the test run: a mutant may leave workers that do not end by themselves.
-
-        Only descendants of this process are looked at; `_adopt_orphans` makes all processes of the run such.
-        """
-        left = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == str(self._folder):
-                    process.kill()
-                    left.append(process)
-        psutil.wait_procs(left, _END_SECONDS)
 
     @contextlib.contextmanager
     def changed(self, mutant: Mutant) -> Iterator[None]:
         """Have the copy contain a mutant."""
-        place = self._folder / mutant.path
-        before = place.read_bytes()
-        place.write_bytes(mutant.source())
+        (self._checkout / mutant.path).write_bytes(mutant.source())
         try:
             yield
         finally:
-            place.write_bytes(before)
+            self._fill()
 
 
 @dataclass
@@ -384,12 +384,6 @@ class Examiner:
                 raise SystemExit(f"These tests fail without a mutant: {' '.join(tests)}\n{output}")
             self._seconds[tests] = time.monotonic() - began
         return self._seconds[tests]
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, where the system has that (Linux)."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 # The command
@@ -447,7 +441,6 @@ def main() -> int:
         for mutant in sample:
             print(f"\n{mutant.path}:{mutant.line}, {mutant.kind}\n{mutant.diff()}")
         return 0
-    _adopt_orphans()
     examiner = Examiner(options.full, tuple(options.tests))
     verdicts: dict[Mutant, str] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as threads:
