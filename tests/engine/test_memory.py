@@ -253,6 +253,136 @@ def test_tasks_of_one_slot_count_once():
     assert memory.fits(0, 2, [[], [flight(1, 0), flight(2, 1)]])
 
 
+def test_what_fits_exactly_is_admitted_and_a_byte_more_is_not():
+    memory, _ = memory_of(600, 400, 401)
+    busy = [[flight(1, 0)], [], []]
+    assert memory.fits(1, 1, busy)
+    assert not memory.fits(1, 2, busy)
+    assert memory.fits(0, 2, busy)  # after the other one
+    assert not memory.fits(2, 1, [[flight(1, 0)], [flight(2, 1)], []])
+
+
+@pytest.mark.parametrize(("need", "is_refused"), [(1000, False), (1001, True)])
+def test_what_a_task_may_declare_is_what_is_available(monkeypatch, need, is_refused):
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 1000)
+    wf = fp.Workflow()
+    wf.add(fp.task(abs).options(name="small", memory=7), 1)
+    wf.add(fp.task(abs).options(name="large", memory=need), 1)
+    if is_refused:
+        with pytest.raises(fp.InsufficientMemory) as caught:
+            Memory(wf.plan(), Slots(), MemoryMonitor())
+        assert (caught.value.task, caught.value.needed, caught.value.available) == ("large", need, 1000)
+    else:
+        assert Memory(wf.plan(), Slots(), MemoryMonitor()).is_declared
+
+
+def test_where_tasks_are_not_watched_none_is_ended():
+    memory, _ = memory_of(600)
+    memory._watches = False
+    assert memory.next_look([[flight(1, 0)]]) == math.inf
+    assert memory.fits(0, 0, [[]])
+
+
+def test_only_slots_whose_task_has_a_limit_are_looked_at(monkeypatch):
+    memory, slots = memory_of(600, None)
+    slots.at, asked = mark(3, 1), []
+    monkeypatch.setattr(memory, "_of_tree", lambda slot, pid, look: asked.append((slot, pid, look)) or 601)
+    flights = [[flight(1, 1)], [], [flight(3, 0, (1, 0))], [flight(4, 0)]]
+    found = memory.exceeding(flights, [11, 12, 13, 0], 50.0)
+    assert asked == [(2, 13, True)]
+    assert [(slot, task, error.used, error.limit) for slot, task, error in found] == [(2, 0, 601, 600)]
+
+
+def test_memory_up_to_the_limit_is_no_fault(monkeypatch):
+    memory, slots = memory_of(600)
+    slots.at = mark(1, 0)
+    monkeypatch.setattr(memory, "_of_tree", lambda slot, pid, look: 600)
+    assert memory.exceeding([[flight(1, 0)]], [1], 50.0) == []
+
+
+def test_looks_are_some_time_apart_and_those_at_trees_more(monkeypatch):
+    memory, slots = memory_of(600)
+    slots.at, clock, looks = mark(1, 0), [100.0], []
+    monkeypatch.setattr(memory_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def of_tree(slot, pid, look):
+        looks.append(look)
+        clock[0] += 0.5 if look else 0.0  # to measure a tree takes half a second here
+        return 0
+
+    monkeypatch.setattr(memory, "_of_tree", of_tree)
+    flights = [[flight(1, 0)]]
+
+    def look(at):
+        clock[0] = at
+        memory.exceeding(flights, [1], at)
+
+    look(100.0)
+    assert memory.next_look(flights) == pytest.approx(100.02)
+    look(100.019)
+    assert looks == [True]
+    look(100.021)
+    look(110.4)  # 100.5 and twenty times 0.5
+    assert looks == [True, False, False]
+    look(110.6)
+    assert looks[3:] == [True]
+
+
+def test_what_an_idle_worker_has_is_not_its_tasks_and_children_are(monkeypatch):
+    memory, _ = memory_of(600, None)
+    own, children = [100], [SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=70, shared=30)) for _ in range(2)]
+    monkeypatch.setattr(memory, "_of_process", lambda slot, pid: own[0])
+    memory.weigh_idle(2, 11, 1)  # of a template without a limit
+    assert memory._idle == {}
+    memory.weigh_idle(2, 11, 0)
+    own[0] = 130
+    memory._processes[2] = SimpleNamespace(children=lambda recursive: children if recursive else [])
+    assert memory._of_tree(2, 11, look=False) == 30
+    assert memory._of_tree(2, 11, look=True) == 30 + 2 * 40
+    assert memory._of_tree(2, 11, look=False) == 30 + 2 * 40  # the children that were found before
+
+
+def test_a_worker_that_took_the_place_of_another_is_measured_itself(monkeypatch):
+    import psutil
+
+    memory, _ = memory_of(600)
+    made = []
+
+    class Process:
+        def __init__(self, pid):
+            self.pid = pid
+            made.append(pid)
+
+        def memory_info(self):
+            if self.pid == 9:
+                raise psutil.NoSuchProcess(9)
+            return SimpleNamespace(rss=self.pid * 10, shared=3)
+
+    monkeypatch.setattr(psutil, "Process", Process)
+    memory._trees[1] = ["a child of the first"]
+    assert memory._of_process(1, 5) == 47
+    assert memory._trees == {}
+    memory._trees[1] = ["a child"]
+    assert memory._of_process(1, 5) == 47
+    assert memory._trees == {1: ["a child"]}
+    assert memory._of_process(1, 7) == 67
+    assert memory._of_process(1, 9) == 0
+    assert made == [5, 7, 9]
+
+
+def test_scarcity_is_looked_at_a_tenth_of_a_second_apart(monkeypatch):
+    available, guard = [0], MemoryMonitor()
+    monkeypatch.setattr(memory_module, "available_memory", lambda: available[0])
+    guard.__dict__["total"] = 1000
+    assert guard.is_scarce(10.0)
+    available[0] = 50
+    assert guard.is_scarce(10.09)
+    assert guard.look_at == pytest.approx(10.1)
+    assert not guard.is_scarce(10.11)  # a twentieth is enough
+    available[0] = 49
+    assert guard.is_scarce(10.22)
+
+
 def test_nothing_is_looked_at_where_nothing_is_declared():
     memory, _ = memory_of(None)
     assert not memory.is_declared

@@ -318,6 +318,36 @@ def test_a_subflow_of_a_run_that_was_ended_does_not_complete_its_task(tmp_path, 
         assert not [event for event in result.events if isinstance(event, events.WorkflowTaskCompleted)]
 
 
+def test_a_subflow_does_not_join_a_run_that_a_failure_has_halted(tmp_path):
+    """Its tasks would be pending in a run that hands out nothing more."""
+
+    def late():
+        (tmp_path / "runs").touch()
+        wait_until((tmp_path / "failed").exists, "the failure to be known")
+        inner = fp.Workflow()
+        return fp.Subflow(inner, inner.add(pow, 2, 10))
+
+    def fail():
+        wait_until((tmp_path / "runs").exists, "the other task")
+        raise LookupError("no")
+
+    def listen(event):
+        if isinstance(event, events.WorkflowTaskFailed):
+            (tmp_path / "failed").touch()
+
+    wf = fp.Workflow()
+    after = wf.add(abs, wf.add(late))
+    wf.add(fail)
+    with pytest.raises(fp.WorkflowFailed) as caught:
+        wf.run(workers=2, audit=listen)
+    result = caught.value.result
+    assert result.status_counts() == {"failed": 1, "cancelled": 2}
+    assert not [event for event in result.events if isinstance(event, events.WorkflowTasksAdded)]
+    assert fp.AuditLog(result.events).replay() == result.standing()
+    with pytest.raises(fp.MissingResult):
+        result[after]
+
+
 # Tasks that a workflow gets beside those of its user
 
 
