@@ -437,6 +437,52 @@ def test_a_fork_server_that_cannot_fork_tells_why_and_goes_on(monkeypatch):
         os.close(descriptor)
 
 
+def test_a_fork_server_that_cannot_fork_goes_on_though_the_parent_is_gone_and_the_error_has_no_number(monkeypatch):
+    def fail():
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fork", fail)
+    for is_gone_by_now in (False, True):
+        told, own = os.pipe(), os.pipe()
+        if is_gone_by_now:
+            os.close(told[0])
+        fork_server._received[:] = [own[0], told[1], own[1]]
+        with pytest.raises(ConnectionAbortedError) as caught:
+            fork_server._fork()
+        assert caught.value.errno == errno.ECONNABORTED
+        if not is_gone_by_now:
+            assert forkserver.read_signed(told[0]) == -errno.EAGAIN
+            os.close(told[0])
+        for descriptor in fork_server._received:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+
+
+def test_a_fork_server_keeps_what_it_received_and_gives_the_system_a_copy(monkeypatch):
+    monkeypatch.setattr(fork_server.reduction, "recvfds", lambda client, most: [client + most, 8])
+    found = fork_server._receive(4, 3)
+    assert found == fork_server._received == [7, 8]
+    found.clear()
+    assert fork_server._received == [7, 8]
+
+
+def test_a_function_with_other_globals_is_the_same_but_for_those():
+    def original(a, b=2, *, c=3):
+        return (a, b, c, errno.ENOENT, os.getpid)
+
+    stand_in = fork_server.ModuleProxy(os, getpid="mine")
+    assert (stand_in.getpid, stand_in.getppid) == ("mine", os.getppid)
+    with pytest.raises(AttributeError):
+        stand_in.no_such_name  # noqa: B018
+    changed = fork_server.with_globals(original, os=stand_in)
+    assert changed(1) == (1, 2, 3, errno.ENOENT, "mine")
+    assert changed.__name__ == "original"
+    assert original(1)[-1] is os.getpid
+    closed_over = 1
+    with pytest.raises(AssertionError, match="is a closure"):
+        fork_server.with_globals(lambda: closed_over)
+
+
 def test_a_fork_server_goes_on_where_its_parent_could_not_make_what_it_sends(warmed):
     ours, theirs = socket.socketpair()
     with theirs:
