@@ -70,6 +70,11 @@ _MESSAGES = {"report", "warn", "refusal", "add_note", "cast", "overload", "TypeV
 _WITHOUT_EFFECT = {"cast", "super"}
 
 
+@functools.cache
+def _text(path: str) -> bytes:
+    return (ROOT / path).read_bytes()
+
+
 @dataclass(frozen=True, order=True)
 class Mutant:
     """A change of one place.
@@ -92,19 +97,19 @@ class Mutant:
 
     def source(self) -> bytes:
         """Return the text of the changed module."""
-        text = (ROOT / self.path).read_bytes()
+        text = _text(self.path)
         return text[: self.start] + self.new.encode() + text[self.end :]
 
     def changes(self) -> bool:
         """Return whether the module is still valid Python, and another program."""
         try:
-            return ast.dump(ast.parse(self.source())) != ast.dump(ast.parse((ROOT / self.path).read_bytes()))
+            return ast.dump(ast.parse(self.source())) != ast.dump(ast.parse(_text(self.path)))
         except SyntaxError:
             return False
 
     def diff(self) -> str:
         """Return the change as a unified diff."""
-        before, after = ((text.decode().splitlines()) for text in ((ROOT / self.path).read_bytes(), self.source()))
+        before, after = ((text.decode().splitlines()) for text in (_text(self.path), self.source()))
         return "\n".join(difflib.unified_diff(before, after, self.path, f"{self.path} ({self.kind})", "", "", 1, ""))
 
 
@@ -116,7 +121,7 @@ class _Finder(ast.NodeVisitor):
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._text = (ROOT / path).read_bytes()
+        self._text = _text(path)
         lines = self._text.splitlines(keepends=True)
         self._line_starts = [sum(map(len, lines[:i])) for i in range(len(lines) + 1)]
         self.found: list[Mutant] = []

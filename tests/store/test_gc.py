@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
 
 import numpy as np
@@ -189,6 +190,97 @@ def test_what_a_run_that_goes_took_over_stays(store, tmp_path):
         thread.join()
     assert (collected.n_runs, collected.n_values, collected.n_files) == (1, 0, 0)
     assert results == [2005.0]
+
+
+def made_alone(store, *sizes):
+    """Runs of one task each, whose values are texts; the sizes of what the store has of them, newest first."""
+    for number, size in enumerate(sizes):
+        wf = fp.Workflow()
+        wf.add(str.__mul__, chr(97 + number), size)
+        wf.run(backend="inline", store=store)
+    with closing(sqlite3.connect(store)) as connection:
+        return [n for (n,) in connection.execute('SELECT length(payload) FROM "values" ORDER BY run DESC')]
+
+
+@pytest.mark.parametrize(("less", "n_gone"), [(0, 0), (1, 1)])
+def test_values_may_take_just_as_much_as_is_said(store, less, n_gone):
+    of_last, of_second, of_first = made_alone(store, 400, 500, 700)
+    assert collect(store, max_bytes=of_last + of_second + of_first - less).n_values == n_gone
+    assert collect(store, max_bytes=of_last + of_second - less).n_values == 1
+    assert collect(store, max_bytes=of_last).n_values == 1 - n_gone
+    assert made_alone(store) == [of_last]
+
+
+def test_a_file_that_two_runs_refer_to_counts_once_and_stays_for_the_one(store):
+    for name in ("first", "second"):
+        wf = fp.Workflow()
+        wf.add(fp.task(np.full).options(name=name, version=name), 50_000, 4.0)
+        wf.run(backend="inline", store=store)
+    assert n_files(store) == 1
+    with closing(sqlite3.connect(store)) as connection:
+        assert connection.execute('SELECT count(DISTINCT run) FROM "values"').fetchone() == (2,)
+    assert collect(store, max_bytes=50_000 * 8 + 5000).n_values == 0
+    assert collect(store, keep=1).n_files == 0
+    assert n_files(store) == 1
+    assert collect(store, keep=0).n_files == 1
+
+
+def test_a_fault_midway_leaves_all_runs_as_they_were(store, monkeypatch):
+    for offset in (10, 11):
+        run(store, offset)
+    monkeypatch.setattr(collecting, "_DELETE_UNUSED", "DELETE FROM no_such_table")
+    with pytest.raises(fp.StoreError):
+        collect(store, keep=0)
+    monkeypatch.undo()
+    assert numbers(store) == [1, 2]
+    assert run(store, 11, resume=True).status_counts() == {"cached": 4}
+    assert collect(store, keep=1).n_runs == 2  # no transaction and no table of the first call is in the way
+
+
+def test_young_files_without_a_row_stay_while_a_run_goes_and_no_longer(store, monkeypatch):
+    run(store, 10)
+    files = files_of(store)
+    young, old = files / "00" / ("00" * 16), files / "01" / ("01" * 16)
+    for path, age in ((young, 3590.0), (old, 3610.0)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        at = time.time() - age
+        os.utime(path, (at, at))
+    facts = collecting._running
+    monkeypatch.setattr(collecting, "_running", lambda *_: {1})
+    collect(store)
+    assert (young.exists(), old.exists()) == (True, False)
+    monkeypatch.setattr(collecting, "_running", facts)
+    collect(store)
+    assert not young.exists()
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("SQLITE_BUSY", False), ("SQLITE_FULL", False), ("SQLITE_IOERR", True)])
+def test_a_database_that_cannot_shrink_now_stays_as_it_is(store, name, is_told):
+    run(store, 10)
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorname = name
+    statements = []
+
+    class Connection:
+        def execute(self, statement):
+            statements.append(statement)
+            if statement == "VACUUM":
+                raise error
+            return self
+
+        def fetchone(self):
+            return (3,)
+
+        def fetchall(self):
+            return []
+
+    if is_told:
+        with pytest.raises(fp.StoreError):
+            collecting._shrink(Connection(), store)
+    else:
+        collecting._shrink(Connection(), store)
+        assert statements[-1] == "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 @pytest.mark.parametrize("wrong", [{"keep": -1}, {"max_bytes": -1}])
