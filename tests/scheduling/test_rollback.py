@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import forgepar as fp
 from forgepar.records.events import WorkflowRolledBack, WorkflowTaskRolledBack
 from forgepar.scheduling.rollback import Rollback
-from forgepar.scheduling.run_state import Status
+from forgepar.scheduling.run_state import SecondOutcome, Status
 from forgepar.values.codec import BLOB_LIMIT
 from forgepar.workflow import adapters
 from forgepar.workflow.plan import as_index
@@ -84,6 +84,106 @@ def test_tasks_are_undone_once_after_all_that_built_on_them(case, data):
     report = rollback.report()
     assert len(report.compensated) + len(report.failed) == len(expected)
     assert report.n_without == len(report.skipped) == status.count(Status.COMPLETED) - len(expected)
+
+
+def numbers(tasks):
+    return [int(task) for task in tasks]
+
+
+def rollback_of(parents, *, without=(), strategy="all", failed=(), retries=0):
+    """The rollback of tasks of which all have completed but those that failed."""
+    wf, handles = fp.Workflow(), []
+    for number, before in enumerate(parents):
+        undo = fp.task(print).options(retries=retries, backoff=fp.Backoff(4.0, jitter=0.0))
+        task = fp.task(lambda *_: None).options(compensate=None if number in without else undo, name=f"t{number}")
+        handles.append(wf.add(task, *[handles[i] for i in before]))
+    status = np.full(len(parents), Status.COMPLETED, np.int8)
+    status[list(failed)] = Status.FAILED
+    return Rollback(wf.plan(), status, strategy, failed)
+
+
+def take_all(rollback):
+    taken = []
+    while rollback.head() is not None:
+        taken += numbers(rollback.take(9))
+    return taken
+
+
+def test_tasks_that_were_not_begun_are_handed_out_again_and_a_layer_waits_for_them():
+    rollback = rollback_of([[], [], [], [0, 1, 2]])
+    assert numbers(rollback.take(9)) == [3]
+    assert rollback.head() is None
+    rollback.completed(range(3, 4))
+    assert rollback.head()[1] == 3
+    taken = take_all(rollback)
+    rollback.put_back(rollback._template[taken[0]], range(taken[0], taken[0] + 1))
+    assert rollback.head()[1] == 1
+    for task in taken[1:]:
+        rollback.completed(range(task, task + 1))
+    assert not rollback.finished
+    assert numbers(rollback.take(9)) == taken[:1]
+    rollback.failed(taken[0], LookupError("no"))
+    assert rollback.finished
+    assert rollback.compensated == [3, *taken[1:]]
+
+
+def test_an_attempt_is_repeated_after_its_wait_as_often_as_is_said_and_no_longer_than_the_rollback_goes():
+    rollback = rollback_of([[], [0]], retries=2)
+    fault = LookupError("no")
+    rollback.take(1)
+    assert rollback.tries_again(1, fault) == 4.0
+    assert rollback.head() is None
+    assert not rollback.finished
+    with pytest.raises(SecondOutcome, match="'t1'"):
+        rollback.completed(range(1, 2))
+    rollback.retry(1)
+    rollback.retry(1)  # it waits no longer
+    assert rollback.head()[1] == 1
+    rollback.take(1)
+    assert rollback.tries_again(1, fault) is not None
+    rollback.retry(1)
+    rollback.take(1)
+    assert rollback.attempts == {1: 3}
+    assert rollback.tries_again(1, fault) is None
+    rollback.failed(1, fault)
+    assert numbers(rollback.take(1)) == [0]
+    rollback.give_up(TimeoutError("over"))
+    assert rollback.tries_again(0, fault) is None
+
+
+def test_when_the_time_is_over_all_that_is_not_undone_has_failed_and_what_is_out_may_end():
+    rollback = rollback_of([[], [0], [1], [1], [1], [1]], retries=1, without=[0])
+    over = TimeoutError("over")
+    waiting, undone, back, out = (numbers(rollback.take(1))[0] for _ in range(4))
+    rollback.tries_again(waiting, LookupError("no"))
+    rollback.completed(range(undone, undone + 1))
+    rollback.give_up(over)
+    assert rollback.halted
+    assert rollback.head() is None
+    assert not rollback.finished
+    assert rollback.errors == {1: over, waiting: over}
+    rollback.put_back(rollback._template[back], range(back, back + 1))
+    rollback.retry(waiting)
+    assert rollback.head() is None
+    assert not rollback.finished
+    rollback.completed(range(out, out + 1))
+    assert rollback.finished
+    report = rollback.report()
+    assert report.compensated == (f"t{undone}", f"t{out}")
+    assert report.failed == {"t1": over, f"t{waiting}": over, f"t{back}": over}
+    assert (report.skipped, report.n_without, report.ok) == (("t0",), 1, False)
+    assert str(report).splitlines()[0] == "2 compensated, 3 failed, 1 without compensation"
+
+
+def test_a_function_chooses_by_name_and_what_it_raises_for_counts_as_not_undone():
+    def choose(name):
+        return {"t0": 1, "t1": "", "t2": None}[name]
+
+    rollback = rollback_of([[], [], [], [], []], strategy=choose, failed=[4])
+    assert take_all(rollback) == [0]
+    assert list(rollback.errors) == [3]  # the task that failed is not asked for
+    rollback.completed(range(1))
+    assert rollback.finished
 
 
 def test_upstream_is_what_a_failed_task_depended_on():

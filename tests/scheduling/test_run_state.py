@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import forgepar as fp
 from forgepar.scheduling.effects import FellBack, Halted, LayerCompleted, LayerStarted, Retried, Skipped, TaskFailed
-from forgepar.scheduling.run_state import InvalidState, RunPolicy, RunState, Status
+from forgepar.scheduling.run_state import InvalidState, RunPolicy, RunState, Status, kept_tasks
 from forgepar.workflow.plan import Plan, as_tasks
 
 
@@ -445,3 +445,137 @@ def test_what_a_branch_lacks_matters_if_it_runs_and_whenever_that_is_known(sched
     expected = Status.COMPLETED if decision else Status.SKIPPED
     assert {state.status[join.index], state.status[behind.index]} == {expected}
     assert (behind.index in ended) == decision
+
+
+# Figures and fallbacks
+
+
+@pytest.mark.parametrize("schedule", ["layers", "eager"])
+def test_the_state_counts_what_is_out_and_what_is_settled(schedule):
+    state = RunState(plan_of([[], [], [0], [], [1]]), RunPolicy(schedule=schedule, fail_fast=False))
+    state.begin()
+    assert (state.n_out, state.n_settled, state.status_is_bad, state.finished) == (0, 0, False, False)
+    taken = [task for _ in range(2) for task in numbers(state.take(5))]
+    assert sorted(taken) == [0, 1, 3]
+    assert (state.n_out, state.n_settled) == (3, 0)
+    state.completed(range(2))
+    assert (state.n_out, state.n_settled, state.status_is_bad) == (1, 2, False)
+    state.failed(3)
+    assert (state.n_out, state.n_settled, state.status_is_bad, state.finished) == (0, 3, True, False)
+    assert state.layer == (1 if schedule == "layers" else None)
+
+
+def with_fallbacks(*steps, retries=0):
+    wf = fp.Workflow()
+    first = wf.add(fp.task(work).options(fallback=fp.ChainFallback(*steps), retries=retries))
+    wf.add(other_work, wf.add(other_work, first))
+    wf.add(work)
+    return Plan(wf)
+
+
+def failed_once_more(state, **how):
+    """Fail the first task; hand it out again if there is another attempt."""
+    effects = state.failed(0, **how)
+    if isinstance(effects[0], Retried):
+        state.retry(0)
+        while numbers(state.take(1)) != [0]:
+            pass
+    return effects
+
+
+def test_the_steps_of_a_fallback_are_taken_one_after_the_other_behind_the_retries():
+    state = RunState(with_fallbacks(fp.RetryFallback(2), len, 5, retries=1), RunPolicy(fail_fast=False))
+    state.begin()
+    while state.n_out < 2:
+        state.take(1)
+    assert failed_once_more(state) == [Retried(0, 2)]
+    stand_in = int(state._plan.template_of[0])
+    for attempt, step, next_attempt, make_ready in (
+        (2, 0, 3, lambda: state.retry(0)),
+        (3, 1, 4, lambda: state.retry(0)),
+        (4, 2, 4, lambda: state.stand_in(0, stand_in)),
+    ):
+        assert state.failed(0) == [FellBack(0, attempt, step)]
+        assert (state.status[0], state.attempts[0]) == (Status.PENDING, next_attempt)
+        make_ready()
+        assert numbers(state.take(1)) == [0]
+    assert state.failed(0) == [FellBack(0, 4, 3)]
+    state.validate()
+    assert state.replaced(0)[-1:] == []
+    assert (state.status[0], state.n_out, state.n_settled) == (Status.COMPLETED, 1, 1)
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_once_the_steps_are_used_up_the_task_has_failed(fail_fast):
+    state = RunState(with_fallbacks(len), RunPolicy(fail_fast=fail_fast, schedule="eager"))
+    state.begin()
+    while state.n_out < 2:
+        state.take(1)
+    assert state.failed(0) == [FellBack(0, 1, 0)]
+    state.stand_in(0, int(state._plan.template_of[0]))
+    assert numbers(state.take(1)) == [0]
+    failed, after = state.failed(0)
+    assert failed == TaskFailed(0, 1)
+    if fail_fast:
+        assert after == Halted()
+        assert state.status.tolist() == [Status.FAILED, Status.CANCELLED, Status.CANCELLED, Status.RUNNING]
+    else:
+        assert (after.tasks.tolist(), after.cause) == ([1, 2], 0)
+        assert state.status.tolist() == [Status.FAILED, Status.SKIPPED, Status.SKIPPED, Status.RUNNING]
+
+
+def test_a_halted_run_takes_no_step_and_tries_nothing_again():
+    for plan in (with_fallbacks(fp.RetryFallback(2), len), with_fallbacks(len, retries=3)):
+        state = RunState(plan, RunPolicy())
+        state.begin()
+        while state.n_out < 2:
+            state.take(1)
+        state.halt()
+        assert state.failed(0) == [TaskFailed(0, 1)]
+        state.retry(0)
+        state.stand_in(0, 0)
+        assert state.head() is None
+        state.validate()
+
+
+def test_a_task_that_its_fallback_skips_takes_its_descendants_along():
+    state = RunState(with_fallbacks(fp.SkipFallback()), RunPolicy())
+    state.begin()
+    while state.n_out < 2:
+        state.take(1)
+    assert state.failed(0) == [FellBack(0, 1, 0)]
+    skipped, *_ = state.left_out(0)
+    assert (skipped.tasks.tolist(), skipped.cause) == ([1, 2], 0)
+    assert (state.n_settled, state.finished, state.status_is_bad) == (3, False, False)
+    state.completed(range(3, 4))
+    assert state.finished
+
+
+def test_attempts_for_lost_workers_do_not_count_and_retries_do():
+    state = RunState(plan_of([[]], retries=2), RunPolicy())
+    state.begin()
+    state.take(1)
+    assert (state.tries(0), state.repeated(0), state.tries(0)) == (1, 2, 1)
+    state.put_back(0, range(1))
+    state.take(1)
+    assert failed_once_more(state) == [Retried(0, 3)]
+    assert (state.tries(0), state.repeated(0), state.tries(0)) == (2, 4, 2)
+    assert failed_once_more(state) == [Retried(0, 5)]
+    assert state.failed(0)[0] == TaskFailed(0, 5)
+
+
+def test_callables_of_unknown_duration_weigh_as_the_mean_of_the_others(monkeypatch):
+    wf = fp.Workflow()
+    for fn in (work, other_work, abs, len):
+        wf.add(fn, 1)
+    state, given = RunState(Plan(wf), RunPolicy(schedule="eager")), []
+    monkeypatch.setattr(state, "weigh_tasks", lambda seconds: given.append(seconds.tolist()))
+    nan = float("nan")
+    state.weigh([nan] * 4)
+    state.weigh([2.0, nan, 7.0, nan])
+    assert given == [[1.0] * 4, [2.0, 4.5, 7.0, 4.5]]
+
+
+@pytest.mark.parametrize(("outputs", "kept"), [("leaves", [2, 3]), ("all", [0, 1, 2, 3]), ((1, 2), [1, 2]), ((), [])])
+def test_the_result_keeps_the_outputs(outputs, kept):
+    assert np.flatnonzero(kept_tasks(plan_of([[], [], [0], [1]]), RunPolicy(outputs=outputs))).tolist() == kept
