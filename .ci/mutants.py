@@ -5,9 +5,10 @@
     python .ci/mutants.py --sample 200 --full --jobs 2
 
 Each mutant is written to a copy of the checkout, because workers read the modules from disk. Stage 1 runs the test
-files of the module: those with its name, and those that import it or name it. With ``--full``, a mutant that passes
-stage 1 also meets the default suite. Both stages first run without a mutant: that shows that they pass, and how long
-they take. A mutant that takes four times as long hangs, and counts as noticed.
+files of the module: those with its name, else all of its package, and those that import it or name it. With ``--full``,
+a mutant that passes stage 1 also meets the default suite. Both stages first run without a mutant: that shows that they
+pass, and how long they take. A mutant with which they take four times as long, or one test takes a minute, counts as
+noticed.
 
 The tests run as root in namespaces of their own (`unshare`), as a mutant may remove or kill anything.
 
@@ -54,6 +55,8 @@ cd "$0/checkout"
 touch /usr/mutant 2> /dev/null && exit 99
 exec "$@"
 """
+_NO_HANGS = ("-o", "faulthandler_timeout=60", "-o", "faulthandler_exit_on_timeout=true")  # of one test; pytest 9
+_MOST_LINES = 60  # of the output that are kept, from its end
 _LONGEST_BASELINE = 1800.0  # seconds
 
 _COMPARISONS = {
@@ -280,18 +283,17 @@ def _naming(path: str, texts: dict[str, str]) -> list[str]:
 
 @functools.cache
 def tests_of(path: str) -> tuple[str, ...]:
-    """Return the test files of a module, those with its name first; if there are none, those of its importers."""
+    """Return the test files of a module, those with its name first, else all of its package."""
     tests = {file: text for file, text in _texts("tests").items() if Path(file).name.startswith("test_")}
     naming = [file for file in _naming(path, tests) if not file.startswith(_SLOW_TESTS)]
-    if not naming:
-        importers = _naming(path, _texts("forgepar"))
-        naming = [file for importer in importers for file in tests if Path(file).name == f"test_{Path(importer).name}"]
     folder, stem = str(Path("tests", *Path(path).parts[1:-1])), Path(path).stem
     own = [
         file
         for file in tests
         if Path(file).stem == f"test_{stem}" or (str(Path(file).parent) == folder and file.endswith(f"_{stem}.py"))
     ]
+    if not own:
+        own = [file for file in tests if str(Path(file).parent) == folder]
     return tuple(dict.fromkeys(own + naming))
 
 
@@ -322,7 +324,7 @@ class Copy:
         self._temporary.mkdir()
         environment = {**os.environ, "PYTHONPATH": str(self._checkout), "TMPDIR": str(self._temporary)}
         command = [*_UNSHARE, "sh", "-ec", _CONFINE, str(self._folder), sys.executable, "-m", "pytest"]
-        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *_NO_HANGS, *tests]
         output = self._temporary / "output"
         try:
             with output.open("wb") as file:
@@ -336,7 +338,7 @@ class Copy:
                 finally:
                     process.kill()  # and with it the whole namespace
                     process.wait()
-            return code, "\n".join(output.read_text(errors="replace").splitlines()[-12:])
+            return code, "\n".join(output.read_text(errors="replace").splitlines()[-_MOST_LINES:])
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -372,6 +374,8 @@ class Examiner:
                 with copy.changed(mutant):
                     code, output = copy.run(tests, limit)
                 if code is None:
+                    return "hangs"
+                if code and "\nTimeout (" in f"\n{output}":
                     return "hangs"
                 if code:
                     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)

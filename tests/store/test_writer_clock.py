@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 import forgepar as fp
-from forgepar.records.events import WorkflowTaskParallelCompleted
+from forgepar.records.events import (
+    WorkflowTaskFailed,
+    WorkflowTaskParallelCompleted,
+    WorkflowTaskRetried,
+    WorkflowTaskRolledBack,
+    WorkflowToolFallback,
+)
 from forgepar.records.keeper import EARLIER_RUN, TasksNotRun
 from forgepar.records.ledger import Ledger
 from forgepar.scheduling.run_state import RunPolicy, Status
@@ -204,3 +210,49 @@ def test_tasks_have_the_columns_of_their_last_attempt(kept):
     ]
     assert kept.rows("SELECT count(*) FROM tasks WHERE fingerprint IS NOT NULL") == [(3,)]
     assert EARLIER_RUN not in {row[0] for row in kept.rows("SELECT source FROM tasks")}
+
+
+def test_a_writer_that_never_began_ends_no_run(kept, monkeypatch):
+    kept.do(1)
+    kept.beat_at(100.3)
+    other = StoreWriter(kept.path, kept.plan, RunPolicy(), None)
+    other.finish("interrupted")
+    assert kept.rows("SELECT id, status FROM runs") == [(1, "running")]
+
+
+def test_what_a_fallback_gave_is_kept_for_the_run_alone(kept):
+    fallback = WorkflowToolFallback(7002.0, kept.plan.name(1), 3, "down", "'x'", "value", seq=5)
+    again = WorkflowToolFallback(7002.0, kept.plan.name(2), 1, "down", "RetryFallback", "retry", seq=6)
+    kept.writer.take([(5, fallback), (6, again)])
+    kept.do(4)
+    kept.beat_at(100.3)
+    assert kept.rows("SELECT task FROM tasks WHERE fingerprint IS NULL") == [(1,)]
+    assert kept.rows('SELECT task FROM tasks NATURAL JOIN "values" ORDER BY task') == [(0,), (2,), (3,)]
+    assert kept.rows("SELECT task, attempt, error FROM attempts ORDER BY task") == [(1, 3, "down"), (2, 1, "down")]
+    assert kept.rows("SELECT seq FROM events ORDER BY seq") == [(5,), (6,)]
+
+
+def test_a_failure_has_its_traceback_and_one_that_is_tried_again_has_none(kept):
+    kept.ledger.errors[2] = LookupError("the last of them")
+    kept.ledger.start[2], kept.ledger.duration[2], kept.ledger.worker[2] = 103.0, 0.5, 1
+    kept.writer.take([(1, WorkflowTaskRetried(7003.0, kept.plan.name(2), 2, "the first", seq=1))])
+    kept.writer.take([(2, WorkflowTaskFailed(7004.0, kept.plan.name(2), 2, "the last", seq=2))])
+    kept.do(1)
+    kept.beat_at(100.3)
+    assert kept.rows("SELECT attempt, start, seconds, worker, error, traceback FROM attempts ORDER BY attempt") == [
+        (1, 3.0, 0.5, 1, "the first", ""),
+        (2, 3.0, 0.5, 1, "the last", "LookupError: the last of them\n"),
+    ]
+    assert kept.rows("SELECT status, attempt, error FROM tasks WHERE task = 2") == [(int(Status.FAILED), 2, "the last")]
+
+
+def test_of_a_task_that_was_undone_no_value_stays_and_none_comes_later(kept):
+    kept.do(3)
+    kept.beat_at(100.3)
+    kept.writer.take([(1, WorkflowTaskRolledBack(7003.0, kept.plan.name(1), None, seq=1))])
+    kept.writer.take([(2, WorkflowTaskRolledBack(7003.0, kept.plan.name(2), "it failed", seq=2))])
+    kept.writer.values(range(3), [1, 2, 3])
+    kept.writer.take([])
+    kept.beat_at(100.9)
+    assert kept.rows("SELECT task FROM tasks WHERE status = 6") == [(1,)]
+    assert kept.rows('SELECT task FROM tasks NATURAL JOIN "values" ORDER BY task') == [(0,), (2,)]
