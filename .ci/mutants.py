@@ -28,6 +28,7 @@ import queue
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -300,6 +301,8 @@ def tests_of(path: str) -> tuple[str, ...]:
 class Copy:
     """A copy of the checkout in which one mutant at a time is tested."""
 
+    process: subprocess.Popen[bytes] | None = None  # of the test run
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._checkout = folder / "checkout"
@@ -328,7 +331,7 @@ class Copy:
         output = self._temporary / "output"
         try:
             with output.open("wb") as file:
-                process = subprocess.Popen(
+                process = self.process = subprocess.Popen(
                     [*command, *options], env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
                 )
                 try:
@@ -452,12 +455,21 @@ def main() -> int:
         return 0
     examiner = Examiner(options.full, tuple(options.tests))
     verdicts: dict[Mutant, str] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as threads:
-        for i in range(options.jobs):
-            examiner.copies.put(Copy(Path(folder) / str(i)))
-        for mutant, by in zip(sample, threads.map(examiner.examine, sample), strict=True):
-            verdicts[mutant] = by
-            print(f"{mutant.path}:{mutant.line}, {mutant.kind}: {by or 'MISSED'}", flush=True)
+        copies = [Copy(Path(folder) / str(i)) for i in range(options.jobs)]
+        for copy in copies:
+            examiner.copies.put(copy)
+        try:
+            for mutant, by in zip(sample, threads.map(examiner.examine, sample), strict=True):
+                verdicts[mutant] = by
+                print(f"{mutant.path}:{mutant.line}, {mutant.kind}: {by or 'MISSED'}", flush=True)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                if copy.process is not None:
+                    copy.process.kill()
+            raise
     return 0 if _report(verdicts) >= options.least else 1
 
 
