@@ -487,16 +487,15 @@ def test_what_python_or_pickle_writes_into_a_class_counts_for_nothing(tmp_path, 
     text = "class Point:\n    scale = 2\n    def move(self):\n        self.x = self.scale\n"
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    script = {"__name__": "__main__"}
-    exec(f"def use():\n    from {name} import Point\n    return Point", script)
-    before = digest_of(script["use"])
+    use = made(f"def use():\n    from {name} import Point\n    return Point")["use"]
+    before = digest_of(use)
     point = importlib.import_module(name).Point
     try:
-        assert digest_of(script["use"]) == before
+        assert digest_of(use) == before
         setattr(point, attribute, ())
-        assert digest_of(script["use"]) == before
+        assert digest_of(use) == before
         point.scale = 3
-        assert digest_of(script["use"]) != before
+        assert digest_of(use) != before
     finally:
         del sys.modules[name]
 
