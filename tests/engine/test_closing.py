@@ -471,7 +471,18 @@ def test_a_wake_up_of_a_pool_that_was_interrupted_is_made_up_for(place):
 @pytest.mark.parametrize("line", lines_of(PoolScheduler._start)[-6:])
 def test_a_start_of_a_pool_that_was_interrupted_ends(line):
     pool = fp.ForgeExecutor(1, start_method="fork")
-    before = set(threading.enumerate())
+    before, scheduler = set(threading.enumerate()), pool._scheduler
+    close = scheduler.backend.close
+
+    def close_later():
+        """Let the pool's thread have the lock first."""
+        if threading.current_thread() is threading.main_thread():
+            threads = [thread for thread in set(threading.enumerate()) - before if thread.name == "forgepar-executor"]
+            wait_until(lambda: scheduler._is_asleep or not any(map(threading.Thread.is_alive, threads)), "the thread")
+            assert scheduler._is_closing or not threads, "the thread would hold the backend for ever"
+        close()
+
+    scheduler.backend.close = close_later
     try:
         with InterruptingAt(PoolScheduler._start.__code__, line):
             pool.submit(abs, -1)
