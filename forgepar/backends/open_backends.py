@@ -44,17 +44,11 @@ def drop(backend: OpenBackend) -> None:
 
 def close_dropped() -> None:
     """Close the backends of executors that were garbage collected."""
-    while _dropped:
-        backend = None
-        with suppress(IndexError):  # another thread may have taken the last one
-            backend = _dropped.popleft()
-        if backend is None:
-            continue
-        try:
+    for backend in tuple(_dropped):
+        if backend in _open:
             backend.close()
-        except KeyboardInterrupt:
-            _dropped.append(backend)
-            raise
+        with suppress(ValueError):  # removed by another thread; not before it is closed, as an interrupt may end that
+            _dropped.remove(backend)
 
 
 def _close_all() -> None:

