@@ -169,8 +169,22 @@ def holds(array, folder):
     return np.full_like(array, min(255, len(found) + 1))
 
 
-@pytest.mark.parametrize(("n_stages", "n_bytes"), [(200, 64 * MIB)])
-def test_a_pipeline_never_holds_more_than_four_segments(n_stages, n_bytes):
+def sized_to(free_bytes):
+    """Return as many bytes per value, up to 64 MiB, as leave room for eight of them."""
+    return min(64 * MIB, max(MIB, free_bytes // 8 // MIB * MIB))
+
+
+def free_shared_memory():
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+
+
+@pytest.mark.parametrize(("free_bytes", "expected"), [(0, 1), (64 * MIB, 8), (100 * MIB, 12), (1 << 40, 64)])
+def test_values_of_tests_fit_in_shared_memory(free_bytes, expected):
+    assert sized_to(free_bytes) == expected * MIB
+
+
+def test_a_pipeline_never_holds_more_than_four_segments():
+    n_stages, n_bytes = 200, sized_to(free_shared_memory())
     with fp.WorkflowExecutor(workers=2) as executor:
         warm = fp.Workflow()
         warm.add(abs, 1)
