@@ -1,40 +1,41 @@
 """CPython's own tests of process pools, of the Python that runs this, with `ForgeExecutor` in the pool's place.
 
-What is left out is listed with its reason. Most of it looks at private attributes of `ProcessPoolExecutor`.
+Private attributes of `ProcessPoolExecutor` that they look at have stand-ins in `Watched`. What is left out is listed
+with its reason.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import unittest
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
+from conftest import is_gone, wait_until
 
 import forgepar as fp
 
 METHODS = ["forkserver", "spawn", "fork"]
 
-PRIVATE = "looks at a private attribute of ProcessPoolExecutor: "
-LEFT_OUT = {
-    "test_killed_child": PRIVATE + "_processes",
-    "test_saturation": PRIVATE + "_max_workers, _processes",
-    "test_idle_process_reuse_one": PRIVATE + "_max_workers, _processes",
-    "test_idle_process_reuse_multiple": PRIVATE + "_max_workers, _processes",
-    "test_max_tasks_per_child": PRIVATE + "_processes",
-    "test_max_tasks_per_child_defaults_to_spawn_context": PRIVATE + "_mp_context",
-    "test_processes_terminate": PRIVATE + "_processes",
-    "test_context_manager_shutdown": PRIVATE + "_processes; and it names ProcessPoolExecutor itself",
-    "test_del_shutdown": PRIVATE + "_executor_manager_thread; and it names ProcessPoolExecutor itself",
-    "test_shutdown_no_wait": PRIVATE + "_executor_manager_thread; and it names ProcessPoolExecutor itself",
-    "test_shutdown_deadlock_pickle": PRIVATE + "_executor_manager_thread",
-    "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": "replaces private parts of ProcessPoolExecutor",
-    "test_python_finalization_error": "counts the threads that ProcessPoolExecutor starts",
-    ("FailingInitializerMixin", "test_initializer"): PRIVATE + "_broken",
+UNPICKLED = "its jobs have a semaphore, which cannot be pickled; here no worker is started for such jobs"
+# By the name of the test, or by start method and name.
+LEFT_OUT: dict[str | tuple[str, str], str] = {
+    "test_killed_child": "the death of a worker fails only the job that it ran; the executor continues",
+    "test_max_tasks_per_child_defaults_to_spawn_context": "the default start method is forkserver, for all options",
+    "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": "replaces parts of ProcessPoolExecutor, such as its pipe",
+    "test_python_finalization_error": "counts the threads that ProcessPoolExecutor starts; here there is one",
+    "test_saturation": UNPICKLED,
+    "test_processes_terminate": UNPICKLED,
+    ("fork", "test_max_tasks_per_child"): "max_tasks_per_child is refused with fork there, and works here",
 }
+
+# These name ProcessPoolExecutor, and do not ask for `executor_type`.
+NAMES_IT = ["test_context_manager_shutdown", "test_del_shutdown", "test_shutdown_no_wait"]
 
 # Those that take some seconds together; others wait for a second or more, each, for tasks that sleep.
 QUICK = ["ExecutorDeadlockTest", "InitializerMixin"]
@@ -62,10 +63,63 @@ except ImportError as missing:
     pytest.skip(f"this Python came without its own tests: {missing}", allow_module_level=True)
 
 
+class Worker:
+    """What they use of a process of the pool."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def join(self) -> None:
+        wait_until(lambda: is_gone(self.pid), f"process {self.pid} to end")
+
+
+class Workers(dict[int, Worker]):
+    """The workers that there were: theirs is a dictionary which they keep and look at after a shutdown."""
+
+    def __init__(self, executor: fp.ForgeExecutor) -> None:
+        self.scheduler = executor._scheduler
+
+    def __len__(self) -> int:
+        self.look()
+        return sum(not is_gone(pid) for pid in self)
+
+    def look(self) -> None:
+        for joined in self.scheduler.backend.joined():
+            self.setdefault(joined.pid, Worker(joined.pid))
+
+
+class Watched(fp.ForgeExecutor):
+    """With stand-ins for the private attributes of `ProcessPoolExecutor` that their tests look at."""
+
+    @property
+    def _processes(self) -> Workers:
+        workers = Workers(self)
+        workers.look()
+        return workers
+
+    @property
+    def _executor_manager_thread(self) -> Any:
+        return self._scheduler._thread
+
+    @property
+    def _call_queue(self) -> Any:
+        return SimpleNamespace(join_thread=lambda: None)  # there is no such thread
+
+    @property
+    def _broken(self) -> Any:
+        return self._scheduler.broken
+
+
+Watched.__name__ = "ForgeExecutor"  # their scripts have the name in them
+
+
 class Forge:
     """In the place of CPython's mixins that choose the executor."""
 
-    executor_type = fp.ForgeExecutor
+    executor_type = Watched
     ctx: str
 
 
@@ -82,10 +136,15 @@ def on_forge(module: ModuleType, name: str, method: str) -> type:
     skipped = {
         test: left_out(reason)
         for test in dir(mixin)
-        if (reason := LEFT_OUT.get(test) or LEFT_OUT.get((name, test))) is not None
+        if (reason := LEFT_OUT.get(test) or LEFT_OUT.get((method, test))) is not None
     }
     parents = (mixin, Forge, util.ExecutorMixin, util.BaseTestCase)
-    case = type(f"{name}_{method}", parents, {**skipped, "ctx": method, "__module__": __name__})
+    renamed = {
+        test: mock.patch("concurrent.futures.ProcessPoolExecutor", Watched)(getattr(mixin, test))
+        for test in NAMES_IT
+        if hasattr(mixin, test)
+    }
+    case = type(f"{name}_{method}", parents, {**renamed, **skipped, "ctx": method, "__module__": __name__})
     # Scripts of theirs import the executor by its name.
     return swapped_in_scripts(module)(case) if hasattr(module, "assert_python_ok") else case
 
