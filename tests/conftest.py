@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +19,38 @@ _MANY = 10  # slow cases of one test that are taken for such
 PATIENCE = 30.0  # seconds after which waiting for something that should happen at once is given up
 
 
+MOST_SECONDS, MOST_SECONDS_SLOW = 300, 1200  # that a test may take before it is ended; far more than any takes
+# Programs without which tests are skipped, and their Debian packages. FORGEPAR_REQUIRE_ALL=1 asks for all of them.
+PROGRAMS = {"chromium": "chromium", "chromedriver": "chromium-driver", "node": "nodejs", "dot": "graphviz"}
+
+
 def pytest_configure() -> None:
-    """Have hypothesis allow for busy machines; it is loaded here alone, as workers import this file with tests."""
+    """Have hypothesis allow for busy machines; it is loaded here alone, as workers import this file with tests.
+
+    Raises:
+        pytest.UsageError: a program is missing that must be there.
+    """
     from hypothesis import settings
+
+    if os.environ.get("FORGEPAR_REQUIRE_ALL") == "1":
+        missing = {program: package for program, package in PROGRAMS.items() if shutil.which(program) is None}
+        if missing:
+            raise pytest.UsageError(
+                f"FORGEPAR_REQUIRE_ALL is set, and these programs are missing: {', '.join(missing)}. "
+                f"Install them: apt-get install {' '.join(missing.values())}"
+            )
 
     settings.register_profile("forgepar", deadline=None)
     settings.load_profile("forgepar")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out most of many slow cases of one test, if only a share of them is asked for."""
+    """Limit the time of each test, and leave out most of many slow cases of one test if a share of them is wanted."""
+    if config.pluginmanager.hasplugin("timeout"):  # of the extra test; without it, only faulthandler tells
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                slow = item.get_closest_marker("slow") is not None
+                item.add_marker(pytest.mark.timeout(MOST_SECONDS_SLOW if slow else MOST_SECONDS))
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow"):
