@@ -23,6 +23,7 @@ The caller's code in a worker:
     origins            where functions and classes come from, and the namespace of their module
     namespaces         makes functions and classes that were pickled by value
     caller_values      how a worker takes over values of the caller's globals
+    context_variables  values of context variables of the user's modules
     module_state       state of the user's modules in the caller, for what tasks refer to
     worker_modules     how a worker takes over that state
     comparison         whether two values have the same content

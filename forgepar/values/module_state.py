@@ -24,12 +24,14 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from forgepar.values.bytecode import Reference, references_of
 from forgepar.values.caller_values import KeptAsIs, Key, keep_as_is, type_name
 from forgepar.values.comparison import CACHED, MISSING, is_plain_instance, names_in
+from forgepar.values.context_variables import Sent, has_value, is_context_variable
 from forgepar.values.modules import absolute_name, is_users, package_of, source_of
 from forgepar.values.origins import about, token, travels_by_value
 from forgepar.values.pickling import Dependencies, dumps_part
@@ -290,6 +292,8 @@ def _make(number: int, key: GlobalName, looks_into_large: bool) -> StatePart:
         is_there = value.__name__ in sys.modules and not travels_by_value(value.__name__)
         content = _pickled("module", loaded, name, value.__name__) if is_there else b""
         return _part(number, key, value, content, ())
+    if is_context_variable(value):
+        return _make_context_variable(number, key, value, loaded)
     found, pickled = _dumps(value, loaded)
     if pickled is None:
         return _make_opaque(number, key, value, loaded)
@@ -311,6 +315,27 @@ def _make(number: int, key: GlobalName, looks_into_large: bool) -> StatePart:
         return _part(number, key, value, content, uses, needs, check=check)
     content = _pickled("value", loaded, name, (Key(id(value), source_digest(pickled)), pickled))
     return _part(number, key, value, content, uses, needs, check=check)
+
+
+def _make_context_variable(
+    number: int, key: GlobalName, variable: ContextVar[Any], module: types.ModuleType
+) -> StatePart:
+    """Return the part of a context variable: the value that it has in the context of this thread."""
+    value, found = variable.get(MISSING), Dependencies()
+    sent: Sent = None
+    if value is not MISSING:
+        try:
+            sent = dumps_part(value, vars(module), found)
+        except Exception:
+            sent = keep_as_is(value)
+    followed: set[str] = set()
+    uses = tuple(dict.fromkeys((*_used_by(found, followed), *_named_by(found, followed))))
+    has_content = check_of({"": value}, "", value, without=found.left_out, within=found.functions)
+
+    def check(names: Mapping[str, Any], name: str, _value: Any) -> Callable[[], bool]:
+        return lambda: names.get(name) is variable and has_value(variable, value) and has_content()
+
+    return _part(number, key, variable, _pickled("context", module, key[1], sent), uses, check=check)
 
 
 def _make_made(number: int, key: GlobalName, module: types.ModuleType) -> StatePart:

@@ -23,6 +23,7 @@ from forgepar.errors import CodeMismatch, text_of
 from forgepar.values import namespaces
 from forgepar.values.caller_values import KeptAsIs, check_kept, clear_caches, register_cache, take_over, type_name
 from forgepar.values.comparison import CACHED, MISSING, same
+from forgepar.values.context_variables import Sent, is_context_variable, take_value
 from forgepar.values.origins import Home, Namespace, namespace_of, token
 from forgepar.values.unchanged import check_of, fields_of, large_digest
 
@@ -115,11 +116,24 @@ def _apply(part: tuple[Any, ...]) -> bool:
                 module=module,
                 name=name,
             )
+    elif kind == "context":
+        _take_context(mine, content, namespace, (module, name))
     elif kind == "opaque":
         check_kept(mine, content, module, name)
     elif kind == "fields":
         _take_fields(mine, content, module, name)
     return False
+
+
+def _take_context(mine: Any, sent: Sent, namespace: Namespace, key: tuple[str, str]) -> None:
+    """Take over the value of a context variable."""
+    module, name = key
+    if not is_context_variable(mine):
+        check_kept(mine, KeptAsIs("_contextvars.ContextVar", ()), module, name)
+        return
+    is_new = namespace.received.get(name, MISSING) != sent
+    take_value(mine, sent, key, lambda pickled: _loaded(pickled, module, name), is_new=is_new)
+    namespace.received[name] = sent
 
 
 def _take_made(part: tuple[Any, ...]) -> None:
