@@ -60,9 +60,9 @@ def take_value(
         if token is None and new_token.old_value is contextvars.Token.MISSING:
             token = new_token
     else:
-        is_unset = _unset(variable, token)
+        is_left = not _unset(variable, token) and before is not None  # else a task has set it, and never the caller
         token = None
-        if sent is not None or not is_unset:
+        if sent is not None or is_left:
             what = f"a {sent.type_name}, which cannot be pickled" if sent is not None else "no value"
             warnings.warn(
                 f"The context variable {key[1]!r} of module {key[0]!r} has {what} in the caller. This worker "

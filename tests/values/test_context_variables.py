@@ -26,6 +26,9 @@ MODULE = """
     def set_to(value):
         SCALE.set(value)
         return value
+    def name_it(value):
+        NAME.set(value)
+        return value
     class Point:
         def __init__(self, x): self.x = x
     POINT = contextvars.ContextVar("POINT")
@@ -102,6 +105,13 @@ def test_each_run_begins_with_the_callers_value(steps):
         assert run(runs, steps.scaled, 2) == 10
         assert run(runs, steps.set_to, 9) == 9
         assert run(runs, steps.scaled, 2) == 10
+
+
+@in_own_context
+def test_tasks_may_set_what_the_caller_never_sets(steps):
+    with fp.WorkflowExecutor(workers=1) as runs, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [run(runs, steps.name_it, name) for name in "abc"] == ["a", "b", "c"]
 
 
 @in_own_context
